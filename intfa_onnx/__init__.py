@@ -1,0 +1,16 @@
+"""INT8 FlashAttention for ONNX models."""
+
+from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.report import AttentionReport
+from intfa_onnx.rewrite import RewriteResult, rewrite
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionReport",
+    "IntfaError",
+    "ModelError",
+    "RewriteResult",
+    "UnsupportedError",
+    "rewrite",
+]
