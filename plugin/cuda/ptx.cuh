@@ -12,13 +12,13 @@
 //  bits;
 //  - a host twin takes the caller's source location, by which the runtime sees lanes meeting in different collectives.
 //
-// Source: PTX ISA 9.0, sections 9.7.9 (cvt, ex2), 9.7.14 (cp.async), 9.7.15.5 (mma, ldmatrix).
+// Source: PTX ISA, "Data Movement and Conversion Instructions" (cp.async, cvt) and "Warp Level Matrix Instructions"
+// (mma, ldmatrix).
 #pragma once
 
 #include <cstdint>
 
 #if !defined(__CUDACC__)
-#include <cmath>
 #include <cstring>
 
 #include "simt.h"
@@ -135,6 +135,11 @@ INTFA_DEVICE float lg2(float x) {
   asm("lg2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
   return y;
 }
+INTFA_DEVICE float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // upper << 16 | clamp(hi, 0, 255) << 8 | clamp(lo, 0, 255)
 INTFA_DEVICE uint32_t pack_u8x2(int32_t hi, int32_t lo, uint32_t upper) {
   uint32_t d;
@@ -162,18 +167,18 @@ INTFA_DEVICE uint16_t bf16_from_f32(float f) {
   return h;
 }
 
-INTFA_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-INTFA_DEVICE float fma_rd(float a, float b, float c) { return __fmaf_rd(a, b, c); }
-INTFA_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
-INTFA_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 INTFA_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
-INTFA_DEVICE int32_t s32_from_f32(float x) { return __float2int_rn(x); }  // ties to even, saturating; NaN gives 0
-INTFA_DEVICE float f32_from_s32(int32_t x) { return __int2float_rn(x); }
-INTFA_DEVICE float f32_bits(uint32_t x) { return __uint_as_float(x); }
-INTFA_DEVICE uint32_t u32_bits(float x) { return __float_as_uint(x); }
-// Four bytes of the eight {b,a}, one per nibble of `selector`.
-INTFA_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) { return __dp4a(a, b, c); }
+
+// A global access as wide as T, aligned to its size.
+template <typename T>
+INTFA_DEVICE T ld_global(const void* p) {
+  return *static_cast<const T*>(p);
+}
+template <typename T>
+INTFA_DEVICE void st_global(void* p, T value) {
+  *static_cast<T*>(p) = value;
+}
 
 #else  // -------------------------------------------------------------------------------------------------- the host's
        // twins
@@ -181,21 +186,12 @@ INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) { return __dp4
 INTFA_DEVICE unsigned char* dynamic_smem() { return simt::dyn_smem(); }
 INTFA_DEVICE uint32_t smem_u32(const void* p INTFA_LOC) { return simt::smem_u32(p, loc); }
 
-INTFA_DEVICE float f32_bits(uint32_t x) {
-  float f;
-  std::memcpy(&f, &x, sizeof(f));
-  return f;
-}
-INTFA_DEVICE uint32_t u32_bits(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, sizeof(u));
-  return u;
-}
-
 INTFA_DEVICE void sync_block(INTFA_LOC_ONLY) { simt::syncthreads(loc); }
 INTFA_DEVICE void sync_warp(INTFA_LOC_ONLY) { simt::syncwarp(loc); }
 INTFA_DEVICE uint32_t shfl_xor(uint32_t v, int mask INTFA_LOC) { return simt::shfl_xor(v, mask, loc); }
-INTFA_DEVICE float shfl_xor(float v, int mask INTFA_LOC) { return f32_bits(simt::shfl_xor(u32_bits(v), mask, loc)); }
+INTFA_DEVICE float shfl_xor(float v, int mask INTFA_LOC) {
+  return __uint_as_float(simt::shfl_xor(__float_as_uint(v), mask, loc));
+}
 INTFA_DEVICE bool warp_any(bool p INTFA_LOC) { return simt::warp_any(p, loc); }
 
 INTFA_DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address INTFA_LOC) { simt::ldmatrix(r, 4, address, loc); }
@@ -235,50 +231,46 @@ INTFA_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
   simt::mma_16816_f16(d, a, b, loc);
 }
 
-INTFA_DEVICE float flush(float y) { return std::fabs(y) < 1.17549435e-38f ? 0.f : y; }
-INTFA_DEVICE float ex2(float x) { return flush(std::exp2(x)); }
-INTFA_DEVICE float lg2(float x) { return std::log2(flush(x)); }
+INTFA_DEVICE float ex2(float x) { return simt::ex2(x); }
+INTFA_DEVICE float lg2(float x) { return simt::lg2(x); }
+INTFA_DEVICE float rcp(float x) { return simt::rcp(x); }
 INTFA_DEVICE uint32_t pack_u8x2(int32_t hi, int32_t lo, uint32_t upper) {
-  auto clamp = [](int32_t x) { return static_cast<uint32_t>(x < 0 ? 0 : x > 255 ? 255 : x); };
-  return clamp(lo) | clamp(hi) << 8 | upper << 16;
+  return simt::pack_saturated<uint8_t>(hi, lo, upper);
 }
-INTFA_DEVICE float f32_from_f16(uint16_t h) { return simt::f32_from_f16(h); }
-INTFA_DEVICE uint16_t f16_from_f32(float f) { return simt::f16_from_f32(f); }
+INTFA_DEVICE float f32_from_f16(uint16_t h) { return simt::f16_to_float(h); }
+INTFA_DEVICE uint16_t f16_from_f32(float f) { return simt::float_to_f16(f); }
 INTFA_DEVICE uint32_t f16x2_from_f32(float hi, float lo) {
-  return static_cast<uint32_t>(simt::f16_from_f32(hi)) << 16 | simt::f16_from_f32(lo);
+  return static_cast<uint32_t>(simt::float_to_f16(hi)) << 16 | simt::float_to_f16(lo);
 }
-INTFA_DEVICE uint16_t bf16_from_f32(float f) {
-  const uint32_t u = u32_bits(f);
-  if (f != f) return 0x7fff;
-  return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-
-INTFA_DEVICE float fma_rn(float a, float b, float c) { return std::fma(a, b, c); }
-INTFA_DEVICE float fma_rd(float a, float b, float c) { return simt::fma_rd(a, b, c); }
-INTFA_DEVICE float mul_rn(float a, float b) { return a * b; }  // the tests are built with -ffp-contract=off
-INTFA_DEVICE float add_rn(float a, float b) { return a + b; }
+INTFA_DEVICE uint16_t bf16_from_f32(float f) { return simt::float_to_bf16(f); }
 INTFA_DEVICE float div_rn(float a, float b) { return a / b; }
-INTFA_DEVICE int32_t s32_from_f32(float x) {
-  if (x != x) return 0;
-  if (x >= 2147483648.f) return 2147483647;
-  if (x <= -2147483648.f) return -2147483647 - 1;
-  return static_cast<int32_t>(std::nearbyint(x));
+INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) { return simt::dp4a<uint8_t, uint8_t>(a, b, c); }
+
+template <typename T>
+INTFA_DEVICE T ld_global(const void* p) {
+  T value;
+  std::memcpy(&value, p, sizeof(T));
+  return value;
 }
-INTFA_DEVICE float f32_from_s32(int32_t x) { return static_cast<float>(x); }
-INTFA_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
-  uint32_t r = 0;
-  for (int i = 0; i < 4; ++i) r |= static_cast<uint32_t>(bytes >> (8 * ((selector >> (4 * i)) & 7)) & 0xff) << (8 * i);
-  return r;
-}
-INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) {
-  for (int i = 0; i < 4; ++i) c += ((a >> 8 * i) & 255) * ((b >> 8 * i) & 255);
-  return c;
+template <typename T>
+INTFA_DEVICE void st_global(void* p, T value) {
+  std::memcpy(p, &value, sizeof(T));
 }
 
 #endif
 
+// Arithmetic that is never contracted, and the other intrinsics that simt.h declares under CUDA's own names.
+INTFA_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+INTFA_DEVICE float fma_rd(float a, float b, float c) { return __fmaf_rd(a, b, c); }
+INTFA_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+INTFA_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
+INTFA_DEVICE int32_t s32_from_f32(float x) { return __float2int_rn(x); }  // ties to even, saturating; NaN gives 0
+INTFA_DEVICE float f32_from_s32(int32_t x) { return __int2float_rn(x); }
+INTFA_DEVICE float f32_bits(uint32_t x) { return __uint_as_float(x); }
+INTFA_DEVICE uint32_t u32_bits(float x) { return __float_as_uint(x); }
 INTFA_DEVICE float f32_from_bf16(uint16_t h) { return f32_bits(static_cast<uint32_t>(h) << 16); }
+// Four bytes of the eight {b,a}, one per nibble of `selector`.
+INTFA_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
 }  // namespace intfa::ptx
 
