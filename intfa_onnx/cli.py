@@ -1,0 +1,282 @@
+"""The command line. Results go to stdout, all else to stderr; an error is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import intfa_onnx
+from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+
+app = typer.Typer(
+    name="intfa-onnx",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console()
+err = Console(stderr=True)
+
+Precision = Literal["int8", "int8_qk"]
+Scheme = Literal["tile", "paper"]
+Runner = Literal["ort", "reference"]
+Library = Literal["ort"]
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model; external data stays where it is.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 an error."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return int(app(arguments, prog_name="intfa-onnx", standalone_mode=False) or 0)
+    except IntfaError as error:
+        return _fail(str(error), "--debug" in arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", False)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option; typer's class for it depends on typer's version
+            return _fail(f"{error.format_message()} (see intfa-onnx --help)", False)
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted", False)
+        return _fail(f"internal error, please report it: {type(error).__name__}: {error}", "--debug" in arguments)
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"intfa-onnx: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _working(text: str, quiet: bool) -> Iterator[None]:
+    """Show on stderr, while it lasts and if that is a terminal, what is being done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(intfa_onnx.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """INT8 FlashAttention for ONNX models."""
+
+
+@app.command()
+def rewrite(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the rewritten model.")],
+    precision: Annotated[
+        Precision, typer.Option(help="int8: both products; int8_qk: P.V in 16-bit floating point.")
+    ] = "int8",
+    scheme: Annotated[
+        Scheme, typer.Option(help="tile: P quantized per tile; paper: INT-FlashAttention as published.")
+    ] = "tile",
+    only: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only these nodes; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Not these nodes; may be repeated.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write what became of each attention, as JSON.")] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Add the operator's float meaning, for ONNX Runtime without our library.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Replace the attentions of a model by intfa::IntFlashAttention.
+
+    [bold]Examples[/bold]
+
+    intfa-onnx rewrite model.onnx -o model.int8.onnx
+
+    intfa-onnx rewrite model.onnx -o out.onnx --precision int8_qk --skip '/layer.0/*' --report out.json
+    """
+    if report and report.exists() and not force:
+        raise ModelError(f"'{report}' exists; give another --report, or --force to overwrite it")
+    with _working(f"rewriting {model}", as_json):
+        result = intfa_onnx.rewrite(
+            model, precision=precision, scheme=scheme, only=only or (), skip=skip or (), portable=portable
+        )
+        result.save(output, force=force)
+    if report:
+        try:
+            report.write_text(result.to_json() + "\n")
+        except OSError as error:
+            raise ModelError(f"'{output}' is written, its report '{report}' is not: {error.strerror}") from error
+    if as_json:
+        _print_json({**result.to_dict(), "output": str(output)})
+        return
+    if result.attentions:
+        out.print(_attention_table(result))
+    print(f"{result.summary()}; wrote {output}")
+
+
+@app.command()
+def inspect(model: ModelPath, as_json: Json = False) -> None:
+    r"""List the attentions of a model and what `rewrite` would do with each; change nothing.
+
+    [bold]Examples[/bold]
+
+    intfa-onnx inspect model.onnx
+
+    intfa-onnx inspect model.onnx --json | jq '.attentions\[] | select(.decision == "rejected")'
+    """
+    with _working(f"reading {model}", as_json):
+        result = intfa_onnx.rewrite(model)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    if result.attentions:
+        out.print(_attention_table(result))
+    print(result.summary())
+
+
+def _attention_table(result: intfa_onnx.RewriteResult) -> Table:
+    table = Table("node", "heads", "head size", "pattern", "decision", "reason")
+    for a in result.attentions:
+        heads = "" if a.num_heads is None else f"{a.num_heads}/{a.kv_num_heads or a.num_heads}"
+        size = "" if a.head_dim is None else str(a.head_dim)
+        where = f"{a.scope}: {a.node}" if a.scope else a.node
+        table.add_row(where, heads, size, a.pattern, a.decision, a.reason)
+    return table
+
+
+@app.command()
+def compare(
+    model_a: Annotated[Path, typer.Argument(metavar="A", help="The baseline.")],
+    model_b: Annotated[Path, typer.Argument(metavar="B", help="The candidate.")],
+    inputs: Annotated[Path | None, typer.Option(help=".npz archive with one array per input.")] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:DIMS", help="Size of a dynamic input, e.g. input_ids:8x128.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs that are made up.")] = 0,
+    runner_a: Annotated[Runner, typer.Option(help="What runs A.")] = "ort",
+    runner_b: Annotated[Runner, typer.Option(help="What runs B; reference is pure Python.")] = "ort",
+    min_cosine: Annotated[float, typer.Option(help="Least cosine similarity of each output.")] = 0.999,
+    max_rel_l2: Annotated[float | None, typer.Option(help="Greatest relative L2 error of each output.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run two models on the same inputs and compare each output; exit code 1 past a threshold.
+
+    [bold]Examples[/bold]
+
+    intfa-onnx compare model.onnx model.int8.onnx --shapes input_ids:8x128 --shapes attention_mask:8x128
+
+    intfa-onnx compare model.onnx model.int8.onnx --inputs real.npz --min-cosine 0.9995 --json
+    """
+    import onnx
+
+    from intfa_onnx import compare as comparing
+    from intfa_onnx.inputs import load_inputs, random_inputs
+
+    if inputs:
+        feed = load_inputs(inputs)
+    else:
+        try:
+            proto = onnx.load(model_a, load_external_data=False)
+        except Exception as error:  # protobuf raises its own class, a missing file OSError
+            raise ModelError(f"'{model_a}' cannot be read as ONNX: {error}") from error
+        feed = random_inputs(proto, _parse_shapes(shapes or []), seed)
+    with _working(f"comparing {model_a} with {model_b}", as_json):
+        result = comparing.compare(
+            model_a,
+            model_b,
+            feed,
+            runner_a=runner_a,
+            runner_b=runner_b,
+            min_cosine=min_cosine,
+            max_rel_l2=max_rel_l2,
+        )
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        table = Table("output", "shape", "cosine", "rel. L2", "PSNR dB", "max abs", "")
+        for o in result.outputs:
+            verdict = "[green]passed[/]" if o.passed else "[red]failed[/]"
+            numbers = (f"{o.cosine:.6f}", f"{o.rel_l2:.3g}", f"{o.psnr_db:.1f}", f"{o.max_abs:.3g}")
+            table.add_row(o.name, "x".join(map(str, o.shape)), *numbers, verdict)
+        out.print(table)
+    raise typer.Exit(0 if result.passed else 1)
+
+
+def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        try:
+            shapes[name] = tuple(int(d) for d in dims.split("x"))
+        except ValueError:
+            raise UnsupportedError(f"--shapes {text!r} is not NAME:DIMS, as in input_ids:8x128") from None
+    return shapes
+
+
+@app.command()
+def libpath(library: Annotated[Library, typer.Argument(help="Which host runtime's library.")]) -> None:
+    """Print the path of the native library, for a runtime that is not driven from Python.
+
+    [bold]Example[/bold]
+
+    my_server --custom-op-library "$(intfa-onnx libpath ort)"
+    """
+    from intfa_onnx import native
+
+    print(native.get_library_path(library))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this installation and say what is wrong; exit code 1 if rewritten models cannot run.
+
+    [bold]Example[/bold]
+
+    intfa-onnx doctor
+    """
+    from dataclasses import asdict
+
+    from intfa_onnx.doctor import diagnose, usable
+
+    with _working("checking", as_json):
+        checks = diagnose()
+    good = usable(checks)
+    if as_json:
+        _print_json({"usable": good, "checks": [asdict(c) for c in checks]})
+    else:
+        styles = {"ok": "green", "absent": "yellow", "broken": "red"}
+        table = Table("", "state", "found", "remedy")
+        for c in checks:
+            table.add_row(c.name, f"[{styles[c.state]}]{c.state}[/]", c.found, c.remedy)
+        out.print(table)
+    raise typer.Exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

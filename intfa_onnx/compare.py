@@ -1,0 +1,158 @@
+"""Compare two models, or one model on two runners, output by output with Polygraphy's comparators."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.session import explain
+
+RUNNERS = ("ort", "reference")
+
+
+@dataclass(frozen=True)
+class OutputMetrics:
+    """How far one output of the second run is from the first's."""
+
+    name: str
+    shape: tuple[int, ...]
+    cosine: float
+    rel_l2: float  # ||b - a|| / ||a||
+    psnr_db: float  # infinite where both are equal
+    max_abs: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outputs of both runs, compared under one pair of thresholds."""
+
+    outputs: tuple[OutputMetrics, ...]
+    min_cosine: float
+    max_rel_l2: float | None
+
+    @property
+    def passed(self) -> bool:
+        """True if every output is within both thresholds."""
+        return all(o.passed for o in self.outputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a dictionary for JSON; numbers that JSON lacks (infinite, NaN) become None."""
+        outputs = [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(o).items()}
+            for o in self.outputs
+        ]
+        return {
+            "passed": self.passed,
+            "min_cosine": self.min_cosine,
+            "max_rel_l2": self.max_rel_l2,
+            "outputs": outputs,
+        }
+
+
+def compare(
+    model_a: str | os.PathLike[str],
+    model_b: str | os.PathLike[str],
+    feed: Mapping[str, np.ndarray],
+    *,
+    runner_a: str = "ort",
+    runner_b: str = "ort",
+    min_cosine: float = 0.999,
+    max_rel_l2: float | None = None,
+) -> Comparison:
+    """Run both models on the same inputs and compare every output.
+
+    Infinities and NaNs must stand at the same places; there they count as equal, elsewhere the output fails.
+
+    Args:
+        model_a: path of the baseline.
+        model_b: path of the candidate; its outputs have the baseline's names.
+        feed: one array per input.
+        runner_a: ``ort`` or ``reference``.
+        runner_b: as ``runner_a``.
+        min_cosine: least cosine similarity of an output that passes.
+        max_rel_l2: greatest relative L2 error that passes; None does not check it.
+    Raises:
+        UnsupportedError: Polygraphy or a runner is not installed.
+        ModelError: a model does not load or run, or the outputs do not match in name or shape.
+    """
+    try:
+        from polygraphy.comparator import (
+            Comparator,
+            CosineSimilarityCompareFunc,
+            PsnrCompareFunc,
+            RunResults,
+            SimpleCompareFunc,
+        )
+        from polygraphy.logger import G_LOGGER
+    except ImportError as error:
+        raise UnsupportedError(
+            f"polygraphy >= 0.53 is needed ({error}). Install it: pip install 'intfa-onnx[polygraphy]'"
+        ) from error
+    first = _run(model_a, runner_a, feed)
+    second = _run(model_b, runner_b, feed)
+    if first.keys() != second.keys():
+        raise ModelError(f"the models differ in their outputs: {', '.join(first)} against {', '.join(second)}")
+    for name in first:
+        if first[name].shape != second[name].shape:
+            raise ModelError(
+                f"output {name!r} has shape {first[name].shape} in one and {second[name].shape} in the other"
+            )
+        _drop_equal_nonfinite(first[name], second[name])
+    results = RunResults()
+    results.add([first], runner_name="a")
+    results.add([second], runner_name="b")
+    functions = [
+        SimpleCompareFunc(check_error_stat="max", atol=math.inf, rtol=math.inf),  # reports; the thresholds are ours
+        CosineSimilarityCompareFunc(min_cosine),
+        PsnrCompareFunc(-math.inf),
+    ]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        simple, cosine, psnr = (
+            dict(r["a", "b"][0]) for r in Comparator.compare_accuracy(results, compare_func=functions)
+        )
+    outputs = []
+    for name, a in first.items():
+        rel_l2 = float(np.linalg.norm(second[name] - a) / (np.linalg.norm(a) or 1.0))
+        outputs.append(
+            OutputMetrics(
+                name=name,
+                shape=a.shape,
+                cosine=float(cosine[name].cosine_similarity),
+                rel_l2=rel_l2,
+                psnr_db=float(psnr[name].psnr),
+                max_abs=float(simple[name].max_absdiff),
+                passed=bool(cosine[name]) and (max_rel_l2 is None or rel_l2 <= max_rel_l2),
+            )
+        )
+    return Comparison(tuple(outputs), min_cosine, max_rel_l2)
+
+
+def _run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from polygraphy.logger import G_LOGGER
+
+    from intfa_onnx.runner import OrtRunner, ReferenceRunner
+
+    kinds = {"ort": OrtRunner, "reference": ReferenceRunner}
+    if runner not in kinds:
+        raise UnsupportedError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
+    try:
+        # Polygraphy logs each failure, then raises it: the exception alone is enough.
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), kinds[runner](model) as active:
+            outputs = active.infer(dict(feed))
+    except IntfaError:
+        raise
+    except Exception as error:  # each runtime raises its own classes
+        raise ModelError(f"'{os.fspath(model)}' fails on runner {runner}: {explain(str(error))}") from error
+    return {name: np.array(value, np.float64) for name, value in outputs.items()}
+
+
+def _drop_equal_nonfinite(a: np.ndarray, b: np.ndarray) -> None:
+    equal = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
+    a[equal] = b[equal] = 0.0

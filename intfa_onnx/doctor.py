@@ -1,0 +1,125 @@
+"""Say what of an installation works, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+import intfa_onnx
+from intfa_onnx import native
+from intfa_onnx.errors import IntfaError
+from intfa_onnx.op_schema import DOMAIN, OP_TYPE, OPSET_VERSION
+from intfa_onnx.session import open_session
+
+State = Literal["ok", "absent", "broken"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, what was found, and the remedy if it is not well.
+
+    ``absent`` marks an optional part that is not installed; only ``broken`` makes an installation unusable.
+    """
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def diagnose() -> tuple[Check, ...]:
+    """Run every check, in the order in which their failures explain each other."""
+    checks = [
+        Check(
+            "intfa-onnx", "ok", f"{intfa_onnx.__version__}, Python {platform.python_version()}, {platform.platform()}"
+        ),
+        _package("onnx"),
+        _guard("native library", _library, "reinstall the package from a wheel, or build it: pip install ."),
+        _package("onnxruntime", remedy="pip install 'intfa-onnx[ort]'"),
+        _guard("operator in ONNX Runtime", _operator, "see the lines above; then update onnxruntime"),
+        _package("polygraphy", remedy="for `intfa-onnx compare`: pip install 'intfa-onnx[polygraphy]'"),
+        _package("torch", remedy="only to export models: pip install 'intfa-onnx[models]'"),
+        _package("tensorrt", remedy="only to run engines: pip install tensorrt"),
+        _driver(),
+    ]
+    return tuple(checks)
+
+
+def usable(checks: tuple[Check, ...]) -> bool:
+    """Return whether rewritten models run here."""
+    return all(check.state != "broken" for check in checks)
+
+
+def probe_model() -> onnx.ModelProto:
+    """Return a model of one ``IntFlashAttention`` node: Q, K, V and Y are float32 [1, 1, 4, 8]."""
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 8]) for name in "QKVY"}
+    node = helper.make_node(OP_TYPE, ["Q", "K", "V"], ["Y"], name="probe", domain=DOMAIN)
+    graph = helper.make_graph([node], "probe", [values[n] for n in "QKV"], [values["Y"]])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET_VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def _package(name: str, remedy: str = "") -> Check:
+    """Report a package's version; one that is not required is ``absent`` rather than ``broken``."""
+    try:
+        return Check(name, "ok", str(importlib.import_module(name).__version__))
+    except ModuleNotFoundError:
+        state: State = "broken" if name in ("onnx", "onnxruntime") else "absent"
+        return Check(name, state, "not installed", remedy)
+    except Exception as error:  # a half-installed package fails in its own way; the report must go on
+        return Check(name, "broken", f"cannot be imported: {_one_line(error)}", f"reinstall {name}")
+
+
+def _guard(name: str, check: Callable[[], str], remedy: str) -> Check:
+    try:
+        return Check(name, "ok", check())
+    except IntfaError as error:  # carries its own remedy
+        return Check(name, "broken", _one_line(error))
+    except Exception as error:  # whatever the loader or the runtime raises is the finding
+        return Check(name, "broken", _one_line(error), remedy)
+
+
+def _library() -> str:
+    path = native.get_library_path("ort")
+    ctypes.CDLL(str(path))
+    return str(path)
+
+
+def _operator() -> str:
+    """Run one node; every key has the same score, so each query's output is the mean of V."""
+    session = open_session(probe_model().SerializeToString())
+    v = np.arange(32, dtype=np.float32).reshape(1, 1, 4, 8)
+    q = np.ones_like(v)
+    (y,) = session.run(None, {"Q": q, "K": q, "V": v})
+    error = float(np.abs(y - v.mean(axis=2, keepdims=True)).max())
+    bound = float(np.abs(v).max()) / 127  # one step of V's INT8 code
+    if not error <= bound:
+        raise RuntimeError(f"runs, but is off by {error:.3g} (bound {bound:.3g})")
+    return f"runs on {session.get_providers()[0]}, off by {error:.2g} of at most {bound:.2g}"
+
+
+def _driver() -> Check:
+    remedy = "only for CUDA and TensorRT: install NVIDIA's driver"
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Check("NVIDIA driver", "absent", "nvidia-smi not found", remedy)
+    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("NVIDIA driver", "absent", f"nvidia-smi fails: {_one_line(error)}", remedy)
+    return Check("NVIDIA driver", "ok", "; ".join(answer.stdout.split("\n")).strip("; "))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,63 @@
+"""Polygraphy runners that know ``IntFlashAttention``: ONNX Runtime with our library, and pure Python."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import onnx.reference
+from onnx import helper
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+
+from intfa_onnx.reference_op import IntFlashAttention
+from intfa_onnx.session import open_session
+
+
+class OrtRunner(OnnxrtRunner):
+    """ONNX Runtime with the native library registered."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        name: str | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+    ) -> None:
+        """Remember the arguments of :func:`intfa_onnx.session.open_session`; the session opens on activation."""
+        super().__init__(lambda: open_session(model, providers=providers, threads=threads), name=name)
+
+
+class ReferenceRunner(BaseRunner):
+    """``onnx.reference`` with our numpy operator: slow, but needs neither ONNX Runtime nor the native library."""
+
+    def __init__(self, model: str | os.PathLike[str], name: str | None = None) -> None:
+        """Remember the path; the model loads on activation."""
+        super().__init__(name=name, prefix="onnx-reference")
+        self._path = os.fspath(model)
+
+    def activate_impl(self) -> None:
+        """Load the model."""
+        self._model = onnx.load(self._path)
+        self._evaluator = onnx.reference.ReferenceEvaluator(self._model, new_ops=[IntFlashAttention])
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """Return names, types and shapes of the inputs; an unknown dimension is its symbol or None."""
+        metadata = TensorMetadata()
+        for value in self._model.graph.input:
+            tensor = value.type.tensor_type
+            shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+            metadata.add(value.name, dtype=helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape=shape)
+        return metadata
+
+    def infer_impl(self, feed_dict: dict[str, Any]) -> OrderedDict[str, Any]:
+        """Run the model once and return its outputs by name."""
+        return OrderedDict(zip(self._evaluator.output_names, self._evaluator.run(None, feed_dict), strict=True))
+
+    def deactivate_impl(self) -> None:
+        """Free the model."""
+        del self._model, self._evaluator
