@@ -40,10 +40,10 @@ inline Integer float_to_integer(double rounded) {
 }
 
 // f16 and bf16 as bits. Conversions from float round to nearest even; a NaN becomes the canonical 0x7FFF, as on the device.
-inline float f16_to_float(uint16_t bits) { return float(bit_copy<_Float16>(bits)); }
-inline uint16_t float_to_f16(float x) { return x != x ? 0x7FFF : bit_copy<uint16_t>(_Float16(x)); }
-inline float bf16_to_float(uint16_t bits) { return bit_copy<float>(uint32_t(bits) << 16); }
-inline uint16_t float_to_bf16(float x) {
+inline float f32_from_f16(uint16_t bits) { return float(bit_copy<_Float16>(bits)); }
+inline uint16_t f16_from_f32(float x) { return x != x ? 0x7FFF : bit_copy<uint16_t>(_Float16(x)); }
+inline float f32_from_bf16(uint16_t bits) { return bit_copy<float>(uint32_t(bits) << 16); }
+inline uint16_t bf16_from_f32(float x) {
   if (x != x) return 0x7FFF;
   const uint32_t u = bit_copy<uint32_t>(x);
   return uint16_t((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
