@@ -237,12 +237,12 @@ INTFA_DEVICE float rcp(float x) { return simt::rcp(x); }
 INTFA_DEVICE uint32_t pack_u8x2(int32_t hi, int32_t lo, uint32_t upper) {
   return simt::pack_saturated<uint8_t>(hi, lo, upper);
 }
-INTFA_DEVICE float f32_from_f16(uint16_t h) { return simt::f16_to_float(h); }
-INTFA_DEVICE uint16_t f16_from_f32(float f) { return simt::float_to_f16(f); }
+INTFA_DEVICE float f32_from_f16(uint16_t h) { return simt::f32_from_f16(h); }
+INTFA_DEVICE uint16_t f16_from_f32(float f) { return simt::f16_from_f32(f); }
 INTFA_DEVICE uint32_t f16x2_from_f32(float hi, float lo) {
-  return static_cast<uint32_t>(simt::float_to_f16(hi)) << 16 | simt::float_to_f16(lo);
+  return static_cast<uint32_t>(simt::f16_from_f32(hi)) << 16 | simt::f16_from_f32(lo);
 }
-INTFA_DEVICE uint16_t bf16_from_f32(float f) { return simt::float_to_bf16(f); }
+INTFA_DEVICE uint16_t bf16_from_f32(float f) { return simt::bf16_from_f32(f); }
 INTFA_DEVICE float div_rn(float a, float b) { return a / b; }
 INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) { return simt::dp4a<uint8_t, uint8_t>(a, b, c); }
 
