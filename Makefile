@@ -1,0 +1,38 @@
+# Two commands: `make demo` and `make test`. Both build into an environment of their own, .venv, and reuse it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake plugin intfa_onnx -type f -not -name '*.pyc')
+DEMO_ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadfile
+
+.PHONY: demo test clean
+
+demo: $(VENV)/installed
+	$(BIN)/python models/demo.py $(DEMO_ARGS)
+
+# ruff, mypy and clang-format are tests too: tests/test_style.py.
+test: $(VENV)/installed-dev
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Some systems ship Python without ensurepip; their own pip can fill the environment as well.
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV) || \
+	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	touch $@
+
+# torch comes first and alone: exactly this version, so that no other package decides which build is taken.
+$(VENV)/torch: $(VENV)/created
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet ".[ort,models,polygraphy]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet ".[ort,models,polygraphy,dev]"
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build models/cache
