@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import intfa_onnx
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
@@ -161,7 +161,7 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
 
 
 def _attention_table(result: intfa_onnx.RewriteResult) -> Table:
-    table = Table("node", "heads", "head size", "pattern", "decision", "reason")
+    table = Table(Column("node", overflow="fold"), "heads", "head size", "pattern", "decision", "reason")
     for a in result.attentions:
         heads = "" if a.num_heads is None else f"{a.num_heads}/{a.kv_num_heads or a.num_heads}"
         size = "" if a.head_dim is None else str(a.head_dim)
@@ -219,7 +219,7 @@ def compare(
     if as_json:
         _print_json(result.as_dict())
     else:
-        table = Table("output", "shape", "cosine", "rel. L2", "PSNR dB", "max abs", "")
+        table = Table(Column("output", overflow="fold"), "shape", "cosine", "rel. L2", "PSNR dB", "max abs", "")
         for o in result.outputs:
             verdict = "[green]passed[/]" if o.passed else "[red]failed[/]"
             numbers = (f"{o.cosine:.6f}", f"{o.rel_l2:.3g}", f"{o.psnr_db:.1f}", f"{o.max_abs:.3g}")
@@ -271,10 +271,10 @@ def doctor(as_json: Json = False) -> None:
         _print_json({"usable": good, "checks": [asdict(c) for c in checks]})
     else:
         styles = {"ok": "green", "absent": "yellow", "broken": "red"}
-        table = Table("", "state", "found", "remedy")
-        for c in checks:
-            table.add_row(c.name, f"[{styles[c.state]}]{c.state}[/]", c.found, c.remedy)
-        out.print(table)
+        for c in checks:  # lines, not a table: a path is worth nothing once it is cut to fit a column
+            out.print(f"[{styles[c.state]}]{c.state:7}[/] {c.name:25}", end="")
+            print(f"{c.found} -> {c.remedy}" if c.remedy else c.found)
+        print("rewritten models run here" if good else "rewritten models cannot run here")
     raise typer.Exit(0 if good else 1)
 
 

@@ -39,20 +39,24 @@ class Check:
 
 def diagnose() -> tuple[Check, ...]:
     """Run every check, in the order in which their failures explain each other."""
-    checks = [
+    library = _guard("native library", _library, "reinstall the package from a wheel, or build it: pip install .")
+    runtime = _package("onnxruntime", remedy="pip install 'intfa-onnx[ort]'")
+    operator = Check("operator in ONNX Runtime", "broken", "not tried: see above")
+    if library.state == runtime.state == "ok":
+        operator = _guard("operator in ONNX Runtime", _operator, "update onnxruntime, or reinstall the package")
+    return (
         Check(
             "intfa-onnx", "ok", f"{intfa_onnx.__version__}, Python {platform.python_version()}, {platform.platform()}"
         ),
         _package("onnx"),
-        _guard("native library", _library, "reinstall the package from a wheel, or build it: pip install ."),
-        _package("onnxruntime", remedy="pip install 'intfa-onnx[ort]'"),
-        _guard("operator in ONNX Runtime", _operator, "see the lines above; then update onnxruntime"),
+        library,
+        runtime,
+        operator,
         _package("polygraphy", remedy="for `intfa-onnx compare`: pip install 'intfa-onnx[polygraphy]'"),
         _package("torch", remedy="only to export models: pip install 'intfa-onnx[models]'"),
         _package("tensorrt", remedy="only to run engines: pip install tensorrt"),
         _driver(),
-    ]
-    return tuple(checks)
+    )
 
 
 def usable(checks: tuple[Check, ...]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from intfa_onnx import native
-from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.errors import ModelError
 from intfa_onnx.op_schema import DOMAIN, OP_TYPE
 
 if TYPE_CHECKING:
@@ -56,12 +56,9 @@ def open_session(
         UnsupportedError: ONNX Runtime is missing or too old, or the native library is missing.
         ModelError: ONNX Runtime refuses the model; carries its reason in one line.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UnsupportedError(
-            f"onnxruntime cannot be imported ({error}). Install it: pip install 'intfa-onnx[ort]'"
-        ) from error
+    native.check_ort_version()
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors reach the caller as exceptions; warnings would litter stderr
     options.intra_op_num_threads = threads
@@ -71,8 +68,6 @@ def open_session(
         return onnxruntime.InferenceSession(
             os.fspath(model) if not isinstance(model, bytes) else model, options, providers=list(providers)
         )
-    except IntfaError:
-        raise
     except Exception as error:  # onnxruntime raises a dozen pybind classes with no common base of their own
         name = "the model" if isinstance(model, bytes) else f"'{os.fspath(model)}'"
         raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {explain(str(error))}") from error
