@@ -52,7 +52,6 @@ struct Statistics {
   uint64_t async_copies = 0;    // 16-byte copies
   uint64_t barriers = 0;        // completed block barriers
   uint64_t bank_conflicts = 0;  // extra passes over shared memory, 0 for a conflict-free kernel
-  uint64_t races = 0;           // PTX interpreter only; the host SIMT finds them by their effect or by TSan
 };
 
 // A kernel did what no GPU would accept or define. The message names the instruction, its source line, the block and the thread.

@@ -1,0 +1,169 @@
+"""Builds the simulators, kernels for the host and PTX, into ``build/simt``; a file is rebuilt when anything it is made of changes.
+
+``python tests/native/simt/toolchain.py`` builds what the default tests need and prints where it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SIMT = Path(__file__).resolve().parent
+ROOT = SIMT.parents[2]
+PLUGIN = ROOT / "plugin"
+BUILD = ROOT / "build" / "simt"
+
+# No contraction: the host's float arithmetic must round as the PTX says.
+_CXX = ["g++", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-fwrapv", "-march=native", "-Wall", "-Wextra"]
+_KERNEL_WARNINGS = ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"]
+_RUNTIME = [
+    "fiber.cc",
+    "scheduler.cc",
+    "shared_memory.cc",
+    "collectives.cc",
+    "async_copy.cc",
+    "warp_math.cc",
+    "ptx_arithmetic.cc",
+    "ptx_memory.cc",
+    "ptx_warp_instructions.cc",
+    "ptx_parser.cc",
+    "ptx_machine.cc",
+    "ptx_race.cc",
+    "c_api.cc",
+]
+SANITIZERS = {"": [], "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], "tsan": ["-fsanitize=thread"]}
+
+
+def _digest(paths: Sequence[Path], command: Sequence[str]) -> str:
+    h = hashlib.sha256(repr(command).encode())
+    for path in sorted(paths):
+        h.update(path.name.encode())
+        h.update(path.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def _sources(*folders: Path) -> list[Path]:
+    kinds = {".h", ".cuh", ".cc", ".cu", ".cpp", ".inc"}
+    return [p for folder in folders for p in folder.rglob("*") if p.suffix in kinds]
+
+
+def _run(command: Sequence[str], cwd: Path) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def _build(stem: str, suffix: str, inputs: Sequence[Path], command: Sequence[str]) -> Path:
+    """Run ``command + ["-o", output]`` unless the output for exactly these inputs is there."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    output = BUILD / f"{stem}-{_digest(inputs, command)}{suffix}"
+    with open(BUILD / f"{stem}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist workers
+        if not output.exists():
+            for old in BUILD.glob(f"{stem}-{'?' * 16}{suffix}"):
+                old.unlink()
+            partial = output.with_suffix(".partial" + suffix)
+            _run([*command, "-o", str(partial)], BUILD)
+            partial.rename(output)
+    return output
+
+
+def runtime(sanitizer: str = "") -> Path:
+    """The simulators as a shared library; never instrumented itself, ``sanitizer`` says what its kernels are built with."""
+    sources = [SIMT / name for name in _RUNTIME]
+    define = [f"-DSIMT_{sanitizer.upper()}"] if sanitizer else []
+    # -Bsymbolic: an inline function that an instrumented kernel library also has must not replace the runtime's own.
+    command = [*_CXX, "-O3", "-Wno-psabi", *define, "-fvisibility=hidden", "-Wl,-Bsymbolic", *map(str, sources), "-ldl"]
+    inputs = [p for p in _sources(SIMT) if p.suffix == ".h" or p.name in _RUNTIME]
+    return _build(f"libsimt{sanitizer}", ".so", inputs, command)
+
+
+def host_library(
+    sources: Sequence[Path],
+    stem: str,
+    *,
+    plugin: Path = PLUGIN,
+    sanitizer: str = "",
+    optimize: str = "-O2",
+    defines: Sequence[str] = (),
+) -> Path:
+    """Kernels and their driver, compiled by g++ against the runtime.
+
+    Args:
+        sources: .cc files; the first is the driver.
+        stem: name of the library.
+        plugin: the plugin tree to compile, the project's or a patched copy.
+        sanitizer: "", "asan" or "tsan".
+        optimize: the compiler's level.
+        defines: further ``-D`` options.
+    """
+    library = runtime(sanitizer)
+    if sanitizer:
+        optimize = "-O1"
+    command = [
+        *_CXX, optimize, *(["-g1"] if sanitizer else []), *_KERNEL_WARNINGS, *SANITIZERS[sanitizer], *defines,
+        f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", *map(str, sources), str(library), f"-Wl,-rpath,{BUILD}",
+    ]  # fmt: skip
+    inputs = [*_sources(plugin, SIMT), library]
+    return _build(f"{stem}{sanitizer}", ".so", inputs, command)
+
+
+def nvcc() -> str | None:
+    """Path of nvcc, or None."""
+    return _tool("nvcc", ["/usr/local/cuda/bin/nvcc"])
+
+
+def cuda_tool(name: str) -> str | None:
+    """Path of ``cuobjdump`` or ``nvdisasm``: on PATH, in the CUDA toolkit, or from the nvidia-cuda-* Python packages."""
+    site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    return _tool(name, [f"/usr/local/cuda/bin/{name}", *map(str, site.glob(f"*/bin/{name}"))])
+
+
+def _tool(name: str, places: Sequence[str]) -> str | None:
+    return next((p for p in [shutil.which(name), *places] if p and os.access(p, os.X_OK)), None)
+
+
+def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "compute_80", defines: Sequence[str] = ()) -> Path:
+    """PTX of a .cu file without contraction, so that its arithmetic is the host's, bit for bit."""
+    compiler = nvcc()
+    assert compiler is not None, "ask nvcc() first"
+    command = [
+        compiler, "-std=c++20", "-ptx", "-fmad=false", f"-arch={arch}", *defines,
+        f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", str(source),
+    ]  # fmt: skip
+    return _build(stem, ".ptx", [*_sources(plugin), source, *_sources(SIMT)], command)
+
+
+def patched_plugin(name: str, patches: Mapping[str, Sequence[tuple[str, str]]]) -> Path:
+    """A copy of the plugin tree with text replaced, for seeded bugs.
+
+    Args:
+        name: of the copy's folder.
+        patches: file, relative to ``plugin`` -> (old, new) pairs. Each old text must occur exactly once.
+    Raises:
+        ValueError: a text does not occur once: the kernel has moved on and the mutation must follow it.
+    """
+    copy = BUILD / "patched" / name
+    shutil.rmtree(copy, ignore_errors=True)
+    for part in ("cuda", "include"):
+        shutil.copytree(PLUGIN / part, copy / part)
+    for file, replacements in patches.items():
+        path = copy / file
+        text = path.read_text()
+        for old, new in replacements:
+            if text.count(old) != 1:
+                raise ValueError(f"mutation {name}: {old!r} occurs {text.count(old)} times in {file}, expected once")
+            text = text.replace(old, new)
+        path.write_text(text)
+    return copy
+
+
+if __name__ == "__main__":
+    print(runtime())
+    print(host_library([SIMT / "probe_driver.cc"], "libprobe"))
