@@ -22,6 +22,7 @@
 #include <cstring>
 
 #include "simt.h"
+#define __grid_constant__
 #define INTFA_LOC , simt::loc_t loc = simt::loc_t::current()
 #define INTFA_LOC_ONLY simt::loc_t loc = simt::loc_t::current()
 #else
@@ -108,12 +109,12 @@ INTFA_DEVICE void cp_async_wait() {
 }
 
 // d = c + A*B, m16n8k32. `c` is an operand of its own: a start value shared by many products is then never copied.
-INTFA_DEVICE void mma_s8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+INTFA_DEVICE void mma_s8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t* c) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
-INTFA_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+INTFA_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t* c) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
@@ -215,13 +216,13 @@ INTFA_DEVICE void cp_async_wait(INTFA_LOC_ONLY) {
 }
 
 INTFA_DEVICE void mma_s8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                           const int32_t (&c)[4] INTFA_LOC) {
+                           const int32_t* c INTFA_LOC) {
   const uint32_t b[2] = {b0, b1};
   for (int i = 0; i < 4; ++i) d[i] = c[i];
   simt::mma_16832(d, a, b, /*a_unsigned=*/false, loc);
 }
 INTFA_DEVICE void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                           const int32_t (&c)[4] INTFA_LOC) {
+                           const int32_t* c INTFA_LOC) {
   const uint32_t b[2] = {b0, b1};
   for (int i = 0; i < 4; ++i) d[i] = c[i];
   simt::mma_16832(d, a, b, /*a_unsigned=*/true, loc);

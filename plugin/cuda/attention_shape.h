@@ -1,0 +1,33 @@
+// Tile shape and shared memory of the attention kernels, by head size: what the kernel and its launcher must agree on.
+//
+// Shared memory: kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32},
+// then Q's codes [kTileM, Dp] s8 where they do not live in registers, then per row unit and shift (f32 each).
+#pragma once
+
+#include "traits.cuh"
+
+namespace intfa::cuda {
+
+template <int kDim, Arithmetic kArithmetic>
+struct AttentionShape {
+  // 32 rows per warp use each K and V fragment twice; at 256 the output alone would fill the registers, so 16.
+  static constexpr int kStrips = kDim <= 128 ? 2 : 1;
+  static constexpr int kWarpRows = 16 * kStrips;
+  static constexpr int kTileM = kNumWarps * kWarpRows;
+  static constexpr int kThreads = kNumWarps * 32;
+  static constexpr int kMinBlocks = kDim <= 128 ? 2 : 1;  // per SM: the register ceiling
+  static constexpr bool kQInRegisters = kDim <= 64 || kDim == 256;
+
+  static constexpr int kRowBytes = kDim == 96 ? 128 : kDim;  // SmemTile's pitch
+  static constexpr int kKBytes = kTileN * kRowBytes;
+  static constexpr int kVBytes = kDim * kTileN * (kArithmetic == Arithmetic::kHalfPV ? 2 : 1);
+  static constexpr int kStageBytes = kKBytes + kVBytes + 4 * kTileN;
+  static constexpr int kQBytes = kTileM * kRowBytes;
+  // Q in registers is staged where the last stage's tile comes later.
+  static constexpr int kQOffset = (kQInRegisters ? kNumStages - 1 : kNumStages) * kStageBytes;
+  static constexpr int kRowsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
+  static constexpr int kSmemBytes = kRowsOffset + 2 * 4 * kTileM;
+  static_assert(!kQInRegisters || kQBytes <= kStageBytes);
+};
+
+}  // namespace intfa::cuda

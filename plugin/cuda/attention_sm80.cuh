@@ -1,0 +1,206 @@
+// INT8 FlashAttention forward for sm_80 and later, by mma.sync m16n8k32.
+//
+//   Y[b, h, i, :] = softmax_j(score(i, j)) . V[b, h / (Hq/Hkv), j, :]
+//   score(i, j)   = softcap(softmax_scale * q_scale[i] * k_scale[j] * (Qi[i] . Ki[j])) + mask(i, j)
+//
+// CTA: kNumWarps warps, each with 16 or 32 queries of its own (attention_shape.h); tiles of kTileN keys pass through
+// kNumStages stages of shared memory by cp.async. A warp quantizes its queries, one scale per row, and keeps S, P and O
+// of them in registers: only K, V^T and k_scale are shared. S's accumulators become P's operands in place
+// (fragment.cuh); the softmax is online_softmax.cuh.
+//
+// Tensors (types and shapes: traits.cuh): Q as given, through its strides; K, V^T and scales as the prologue packed
+// them; Y and lse out.
+//
+// kScored: the scores pass through softcap or a mask tensor, in log2 units. Causal, window, ragged ends and nonpad
+// lengths are limits [begin, end) per row and belong to every kernel: tiles outside the limits of all rows are not
+// visited, tiles inside those of all rows are not compared.
+//
+// Non-finite input: Q gives its row a NaN shift (below); K and V are marked in the packed tensors and counted in
+// tile_flags, and the CTAs that see a flag overwrite with NaN what IEEE arithmetic would have, after the main loop and
+// outside of it.
+//
+// Source: the scheme is `scheme=tile` of the operator's documentation; after FlashAttention-2 (arXiv 2307.08691).
+#pragma once
+
+#include <type_traits>
+
+#include "attention_shape.h"
+#include "epilogue.cuh"
+#include "fragment.cuh"
+#include "online_softmax.cuh"
+#include "query.cuh"
+#include "scoring.cuh"
+#include "smem_tile.cuh"
+
+namespace intfa::cuda {
+
+template <int kDim, Arithmetic kArithmetic, bool kScored>
+INTFA_DEVICE void attention(const AttentionParams& params) {
+  using P = Probability<kArithmetic>;
+  using Shape = AttentionShape<kDim, kArithmetic>;
+  constexpr int kStrips = Shape::kStrips, kTileM = Shape::kTileM, kThreads = Shape::kThreads;
+  constexpr int kVBytes = P::kHalf ? 2 : 1;
+  using KTile = SmemTile<kDim>;
+  using VTile = SmemTile<kTileN * kVBytes>;
+
+  // Whose rows: the last row tiles come first, because under causal they are the longest.
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, t = lane & 3;
+  const int head = blockIdx.y, batch = blockIdx.z;
+  const int kv_head = batch * params.kv_num_heads + head / params.heads_per_kv;
+  const int cta_row = (gridDim.x - 1 - blockIdx.x) * kTileM;
+  const int warp_row = cta_row + warp * Shape::kWarpRows;
+  const uint32_t smem = ptx::smem_u32(ptx::dynamic_smem());
+  const uint32_t row_values = smem + Shape::kRowsOffset;  // unit [kTileM], then shift [kTileM]
+  const Limits limits(params, batch);
+
+  // Tiles [first, last) have keys for some row, [plain, plain_end) for all rows and only such.
+  const int last_row = min(cta_row + kTileM, params.seqlen_q) - 1;
+  const int first_tile = limits.begin(cta_row) / kTileN;
+  const int last_tile = max(first_tile, (limits.end(last_row) + kTileN - 1) / kTileN);
+  const int plain_begin = (limits.begin(last_row) + kTileN - 1) / kTileN;
+  const int plain_end = limits.end(cta_row) / kTileN;
+
+  // K and V tiles on their way.
+  const int64_t padded = params.seqlen_padded;
+  const int8_t* k_head = params.packed.k + kv_head * padded * kDim;                                     // [Sp, Dp]
+  const char* v_head = static_cast<const char*>(params.packed.vt) + kv_head * padded * kDim * kVBytes;  // [Dp, Sp]
+  const float* k_scale_head = params.packed.k_scale + kv_head * padded;                                 // [Sp]
+  auto stage = [&](int tile) { return smem + ((tile - first_tile) % kNumStages) * Shape::kStageBytes; };
+  auto fetch = [&](int tile) {
+    if (tile < last_tile) {
+      const uint32_t at = stage(tile);
+      const int64_t key = static_cast<int64_t>(tile) * kTileN;
+      KTile::template copy_async<kTileN, kThreads>(at, reinterpret_cast<const char*>(k_head + key * kDim), kDim);
+      VTile::template copy_async<kDim, kThreads>(at + Shape::kKBytes, v_head + key * kVBytes, padded * kVBytes);
+      if (threadIdx.x < kTileN / 4) {
+        ptx::cp_async16(at + Shape::kKBytes + Shape::kVBytes + 16 * threadIdx.x, k_scale_head + key + 4 * threadIdx.x);
+      }
+    }
+    ptx::cp_async_commit();  // an empty group too, so that the waits count alike
+  };
+#pragma unroll
+  for (int i = 0; i < kNumStages - 1; ++i) fetch(first_tile + i);
+
+  // Q: codes into shared memory, unit and shift per row; by each warp for itself.
+  const uint32_t q_tile = smem + Shape::kQOffset + warp * Shape::kWarpRows * KTile::kPitch;
+  const uint32_t warp_values = row_values + 4 * warp * Shape::kWarpRows;
+  quantize_queries<kDim, Shape::kWarpRows>(params, batch, head, kv_head, warp_row, q_tile, warp_values,
+                                           warp_values + 4 * kTileM);
+  ptx::sync_warp();
+  const uint32_t q_lane = KTile::lane_offset_a(lane);
+  uint32_t q[kStrips][Shape::kQInRegisters ? kDim / 32 : 1][4];
+  if constexpr (Shape::kQInRegisters) {
+#pragma unroll
+    for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+      for (int c = 0; c < kDim / 32; ++c) ptx::ldmatrix_x4(q[m][c], q_tile + KTile::fragment_offset(q_lane, 16 * m, c));
+    }
+  }
+  auto load_q = [&](int m, int c, uint32_t (&fragment)[4]) {
+    if constexpr (Shape::kQInRegisters) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fragment[i] = q[m][c][i];
+    } else {
+      ptx::ldmatrix_x4(fragment, q_tile + KTile::fragment_offset(q_lane, 16 * m, c));
+    }
+  };
+
+  RowState<kStrips> rows;
+  float o[kStrips][kDim / 8][4];
+#pragma unroll
+  for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      rows.unit[m][h] = ptx::ld_shared(warp_values + 4 * (16 * m + 8 * h + lane / 4));
+      rows.reference[m][h] = kFloor;
+      rows.bias_sum[m][h] = rows.sum[m][h] = 0.f;
+    }
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) o[m][i][0] = o[m][i][1] = o[m][i][2] = o[m][i][3] = 0.f;
+  }
+
+  // Four values that the compiler cannot prove constant: it then keeps one quad of registers to start every accumulator
+  // from, instead of four moves per accumulator.
+  const int32_t start[4] = {kBiasBits + (params.seqlen_q >> 31), kBiasBits + (params.seqlen_kv >> 31),
+                            kBiasBits + (params.num_heads >> 31), kBiasBits + (params.head_dim >> 31)};
+  const uint32_t k_lane = KTile::lane_offset_b(lane), v_lane = VTile::lane_offset_b(lane);
+
+  auto step = [&](auto masked, int tile) {
+    constexpr bool kMasked = decltype(masked)::value;
+    ptx::cp_async_wait<kNumStages - 2>();
+    ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy overwrites
+    fetch(tile + kNumStages - 1);
+    const uint32_t k_tile = stage(tile), v_tile = k_tile + Shape::kKBytes;
+    const uint32_t k_scales = v_tile + Shape::kVBytes + 16 * t;
+    const int lane_key = tile * kTileN + 4 * t;
+
+    int32_t s[kStrips][kTileN / 8][4];
+    multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);
+
+    LaneLimits<kStrips> lane_limits;
+    if constexpr (kMasked) {
+#pragma unroll
+      for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int row = warp_row + 16 * m + 8 * h + lane / 4;
+          lane_limits.begin[m][h] = limits.begin(row) - lane_key;
+          lane_limits.end[m][h] = limits.end(row) - lane_key;
+        }
+      }
+    }
+    float tile_max[kStrips][2];
+    scale_scores<kMasked>(s, tile_max, k_scales, lane_limits, [&](float (&y)[4], int m, int h, int group) {
+      if constexpr (kScored) {
+        const int row = 16 * m + 8 * h + lane / 4;
+        score4(y, params, batch, head, warp_row + row, lane_key + 16 * group, rows.unit[m][h],
+               warp_values + 4 * (kTileM + row));
+      }
+    });
+
+    uint32_t p[kStrips][kTileN / P::kKeysPerFragment][4];
+    float weight[kStrips][2];
+    const bool unbias = !P::kHalf && (tile - first_tile) % kUnbiasEvery == kUnbiasEvery - 1;
+    softmax_tile<kArithmetic, kScored>(p, weight, o, rows, s, tile_max, start, unbias);
+
+#pragma unroll
+    for (int channel = 0; channel < kDim; channel += 16) {  // 16 at a time: few live accumulators
+      if constexpr (P::kHalf) {
+        multiply_pv_half<kStrips>(o, p, v_tile, v_lane, channel);
+      } else {
+        int32_t acc[kStrips][2][4];
+        multiply_pv<kStrips>(acc, p, v_tile, v_lane, channel, start);
+#pragma unroll
+        for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              float& sum = o[m][channel / 8 + n][e];
+              sum = ptx::fma_rn(__int_as_float(acc[m][n][e]), weight[m][e >> 1], sum);
+            }
+          }
+        }
+      }
+    }
+  };
+
+  // Masked tiles, plain tiles, masked tiles, in the order of the keys.
+  int tile = first_tile, masked_until = kScored ? last_tile : max(first_tile, min(plain_begin, last_tile));
+  while (true) {
+#pragma unroll 1
+    for (; tile < masked_until; ++tile) step(std::true_type{}, tile);
+    if (tile >= last_tile) break;
+    if constexpr (!kScored) {
+#pragma unroll 1
+      for (; tile < plain_end; ++tile) step(std::false_type{}, tile);
+    }
+    masked_until = last_tile;
+  }
+  ptx::cp_async_wait<0>();
+
+  store_rows<kDim, kArithmetic, kScored>(params, batch, head, kv_head, warp_row, warp_values + 4 * kTileM, o, rows);
+  poison_rows<kDim, kArithmetic, kScored>(params, limits, batch, head, kv_head, warp_row, first_tile, last_tile);
+}
+
+}  // namespace intfa::cuda

@@ -1,0 +1,287 @@
+// Problem -> plan (kernels, workspace layout) -> launches. Plain host code: also compiled by a host compiler for the
+// simulators.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <string>
+
+#include "dispatch.h"
+#include "kernels.h"
+#include "launch.h"
+
+namespace intfa::cuda {
+namespace {
+
+constexpr int64_t kMaxTokens = int64_t{1} << 29;  // token indices and their sums are int
+constexpr int kUnbounded = 1 << 30;
+constexpr int64_t kMaxGridYZ = 65535;
+
+const KernelSet* const kKernelSets[] = {&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256};
+
+// Byte offsets of the workspace's parts, each a multiple of 256.
+struct Workspace {
+  size_t k, vt, k_scale, v_scale, k_mean, tile_flags, partial_sum, partial_count, partial_amax, bytes;
+};
+
+struct Plan {
+  const KernelSet* kernels;
+  const AttentionKernel* attention;
+  int64_t seqlen_padded;
+  int num_chunks, chunk_tokens;
+  bool k_statistics, v_statistics, smooth;
+  Workspace workspace;
+};
+
+Status unsupported(std::string message) { return {StatusCode::kUnsupported, "CUDA: " + std::move(message)}; }
+
+Arithmetic arithmetic_of(const AttentionProblem& problem) {
+  if (problem.precision == Precision::kInt8QK) return Arithmetic::kHalfPV;
+  return problem.scheme == Scheme::kPaper ? Arithmetic::kPaperInt8 : Arithmetic::kTileInt8;
+}
+
+bool is_scored(const AttentionProblem& problem) { return problem.softcap > 0.f || problem.mask.present; }
+
+// The one table: smallest head size that holds both D and Dv, then the kernel of the arithmetic.
+Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
+  const int64_t head_dim = std::max(problem.head_dim, problem.head_dim_v);
+  for (const KernelSet* set : kKernelSets) {
+    if (set->head_dim < head_dim) continue;
+    plan->kernels = set;
+    for (const AttentionKernel& kernel : set->attention) {
+      if (kernel.arithmetic == arithmetic_of(problem) && kernel.scored == is_scored(problem)) plan->attention = &kernel;
+    }
+    return {};
+  }
+  return unsupported("head size " + std::to_string(head_dim) +
+                     " has no kernel; sizes up to 256 have. Run it on the CPU.");
+}
+
+Status make_plan(const AttentionProblem& problem, Plan* plan) {
+  *plan = {};
+  if (Status status = choose_kernels(problem, plan); !status.ok()) return status;
+  if (problem.tile_n != 0 && problem.tile_n != kTileN) {
+    return unsupported("tile_n = " + std::to_string(problem.tile_n) + "; the kernels have 64. Leave it 0.");
+  }
+  if (problem.q_scale == ScaleGranularity::kPerChannel || problem.k_scale == ScaleGranularity::kPerChannel) {
+    return unsupported("a scale per channel of Q or K does not factor out of Q.K; use one per tensor or per head.");
+  }
+  if (!(problem.softmax_scale >= 0.f)) {
+    return unsupported("softmax scale " + std::to_string(problem.softmax_scale) +
+                       " is not positive; negate Q instead.");
+  }
+  if (std::max(problem.seqlen_q, problem.seqlen_kv()) >= kMaxTokens) {
+    return unsupported("2^29 tokens and more in a sequence; split it.");
+  }
+  if (2 * problem.batch > kMaxGridYZ || problem.num_heads > kMaxGridYZ) {
+    return unsupported("batch above 32767 or more than 65535 heads; split the batch.");
+  }
+
+  const bool float_input = problem.dtype != DataType::kInt8;
+  plan->smooth = problem.smooth_k && float_input && problem.k_scale == ScaleGranularity::kNone;
+  plan->k_statistics = plan->smooth;
+  plan->v_statistics =
+      float_input && problem.v_scale == ScaleGranularity::kNone && problem.precision == Precision::kInt8;
+
+  const int64_t tiles = std::max<int64_t>(1, (problem.seqlen_kv() + kTileN - 1) / kTileN);
+  const int64_t tiles_per_chunk = (tiles + kMaxChunks - 1) / kMaxChunks;
+  plan->seqlen_padded = tiles * kTileN;
+  plan->chunk_tokens = static_cast<int>(tiles_per_chunk * kTileN);
+  plan->num_chunks = static_cast<int>((tiles + tiles_per_chunk - 1) / tiles_per_chunk);
+
+  const size_t heads = problem.batch * problem.kv_num_heads, dim = plan->kernels->head_dim,
+               padded = plan->seqlen_padded;
+  const size_t v_bytes = problem.precision == Precision::kInt8QK ? 2 : 1, chunks = heads * plan->num_chunks;
+  Workspace& w = plan->workspace;
+  auto take = [&](size_t bytes) {
+    const size_t at = w.bytes;
+    w.bytes += (bytes + 255) / 256 * 256;
+    return at;
+  };
+  w.k = take(heads * padded * dim);
+  w.vt = take(heads * padded * dim * v_bytes);
+  w.k_scale = take(heads * padded * 4);
+  w.v_scale = take(heads * dim * 4);
+  w.k_mean = take(heads * dim * 4);
+  w.tile_flags = take(2 * heads * tiles * 4);
+  w.partial_sum = take(plan->k_statistics ? chunks * dim * 4 : 0);
+  w.partial_count = take(plan->k_statistics ? chunks * 4 : 0);
+  w.partial_amax = take(plan->v_statistics ? chunks * dim * 4 : 0);
+  return {};
+}
+
+int64_t element_size(DataType dtype) {
+  return dtype == DataType::kFloat32 ? 4 : dtype == DataType::kFloat16 || dtype == DataType::kBFloat16 ? 2 : 1;
+}
+
+// Whether `count` consecutive elements, from any multiple of `count`, are aligned to their joint size.
+bool aligned(const void* data, std::initializer_list<int64_t> strides, DataType dtype, int count) {
+  if (reinterpret_cast<uintptr_t>(data) % (count * element_size(dtype)) != 0) return false;
+  return std::all_of(strides.begin(), strides.end(), [&](int64_t stride) { return stride % count == 0; });
+}
+
+View view_of(const void* data, const TensorStrides& s, DataType dtype) {
+  return {data, s.batch, s.head, s.token, aligned(data, {s.batch, s.head, s.token}, dtype, 4)};
+}
+
+Packed packed_of(const Plan& plan, void* workspace) {
+  char* base = static_cast<char*>(workspace);
+  const Workspace& w = plan.workspace;
+  return {reinterpret_cast<int8_t*>(base + w.k),
+          reinterpret_cast<float*>(base + w.k_scale),
+          plan.smooth ? reinterpret_cast<float*>(base + w.k_mean) : nullptr,
+          base + w.vt,
+          reinterpret_cast<float*>(base + w.v_scale),
+          reinterpret_cast<uint32_t*>(base + w.tile_flags)};
+}
+
+PrologueParams prologue_params(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
+  PrologueParams p{};
+  p.batch = static_cast<int>(problem.batch);
+  p.kv_num_heads = static_cast<int>(problem.kv_num_heads);
+  p.seqlen_past = static_cast<int>(problem.seqlen_past);
+  p.seqlen_kv = static_cast<int>(problem.seqlen_kv());
+  p.seqlen_padded = static_cast<int>(plan.seqlen_padded);
+  p.head_dim = static_cast<int>(problem.head_dim);
+  p.head_dim_v = static_cast<int>(problem.head_dim_v);
+  p.num_chunks = plan.num_chunks;
+  p.chunk_tokens = plan.chunk_tokens;
+  p.dtype = problem.dtype;
+  p.k = view_of(tensors.k, problem.k_strides, problem.dtype);
+  p.v = view_of(tensors.v, problem.v_strides, problem.dtype);
+  auto cache = [&](const void* data, int64_t channels) {
+    const int64_t head = problem.seqlen_past * channels;
+    return view_of(data, {problem.kv_num_heads * head, head, channels}, problem.dtype);
+  };
+  p.past_key = cache(tensors.past_key, problem.head_dim);
+  p.past_value = cache(tensors.past_value, problem.head_dim_v);
+  p.nonpad_kv_seqlen = problem.has_nonpad_kv_seqlen ? tensors.nonpad_kv_seqlen : nullptr;
+  p.k_scale = problem.k_scale != ScaleGranularity::kNone ? tensors.k_scale : nullptr;
+  p.v_scale = problem.v_scale != ScaleGranularity::kNone ? tensors.v_scale : nullptr;
+  p.k_scale_kind = problem.k_scale;
+  p.v_scale_kind = problem.v_scale;
+  p.smooth = plan.smooth;
+  p.group_scale = problem.k_granularity == KGranularity::kGroup;
+  p.head_v_scale = problem.scheme == Scheme::kPaper;
+  p.half_v = problem.precision == Precision::kInt8QK;
+  p.k_statistics = plan.k_statistics;
+  p.v_statistics = plan.v_statistics;
+  p.present_key = tensors.present_key;
+  p.present_value = tensors.present_value;
+  char* base = static_cast<char*>(tensors.workspace);
+  p.partial_sum = reinterpret_cast<float*>(base + plan.workspace.partial_sum);
+  p.partial_count = reinterpret_cast<float*>(base + plan.workspace.partial_count);
+  p.partial_amax = reinterpret_cast<float*>(base + plan.workspace.partial_amax);
+  p.packed = packed_of(plan, tensors.workspace);
+  return p;
+}
+
+// A window of a whole sequence is no window; so the sums that limits are made of stay far inside of int.
+int bounded(int64_t window) { return window < 0 || window >= kMaxTokens ? kUnbounded : static_cast<int>(window); }
+
+AttentionParams attention_params(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
+  AttentionParams p{};
+  p.num_heads = static_cast<int>(problem.num_heads);
+  p.heads_per_kv = static_cast<int>(problem.num_heads / problem.kv_num_heads);
+  p.kv_num_heads = static_cast<int>(problem.kv_num_heads);
+  p.seqlen_q = static_cast<int>(problem.seqlen_q);
+  p.seqlen_kv = static_cast<int>(problem.seqlen_kv());
+  p.seqlen_padded = static_cast<int>(plan.seqlen_padded);
+  p.head_dim = static_cast<int>(problem.head_dim);
+  p.head_dim_v = static_cast<int>(problem.head_dim_v);
+  p.q = view_of(tensors.q, problem.q_strides, problem.dtype);
+  p.q_dtype = problem.dtype;
+  p.q_scale = problem.q_scale != ScaleGranularity::kNone ? tensors.q_scale : nullptr;
+  p.q_scale_kind = problem.q_scale;
+  p.packed = packed_of(plan, tensors.workspace);
+  p.y = tensors.y;
+  p.y_batch = problem.y_strides.batch;
+  p.y_head = problem.y_strides.head;
+  p.y_token = problem.y_strides.token;
+  p.y_pairs = aligned(tensors.y, {p.y_batch, p.y_head, p.y_token}, problem.output_dtype, 2);
+  p.y_dtype = problem.output_dtype;
+  p.lse = tensors.lse;
+  p.softmax_scale =
+      problem.softmax_scale > 0.f ? problem.softmax_scale : 1.f / std::sqrt(static_cast<float>(problem.head_dim));
+  p.softcap = problem.softcap;
+
+  p.nonpad_kv_seqlen = problem.has_nonpad_kv_seqlen ? tensors.nonpad_kv_seqlen : nullptr;
+  p.offset_from_nonpad = problem.has_nonpad_kv_seqlen;
+  p.offset = problem.causal_alignment == CausalAlignment::kLowerRight ? p.seqlen_kv - p.seqlen_q
+                                                                      : static_cast<int>(problem.seqlen_past);
+  p.window_left = bounded(problem.window_left);
+  p.window_right = problem.causal ? 0 : bounded(problem.window_right);
+
+  const MaskProblem& mask = problem.mask;
+  p.mask_seqlen_kv = mask.present ? static_cast<int>(std::min(mask.seqlen_kv, problem.seqlen_kv())) : p.seqlen_kv;
+  if (mask.present) {
+    p.mask = {tensors.mask,
+              mask.dtype,
+              mask.stride_batch,
+              mask.stride_head,
+              mask.stride_query,
+              mask.stride_key,
+              mask.stride_key == 1 &&
+                  aligned(tensors.mask, {mask.stride_batch, mask.stride_head, mask.stride_query}, mask.dtype, 4)};
+  }
+  return p;
+}
+
+void log_plan(const AttentionProblem& problem, const Plan& plan) {
+  static const bool enabled = [] {
+    const char* value = std::getenv("INTFA_LOG");
+    return value != nullptr && *value != '\0' && *value != '0';
+  }();
+  if (!enabled) return;
+  static const char* const kNames[] = {"tile", "paper", "half"};
+  std::fprintf(stderr,
+               "intfa: CUDA B=%lld Hq=%lld Hkv=%lld Sq=%lld Skv=%lld D=%lld Dv=%lld: attention_%s%s_d%d tile %dx%d, "
+               "statistics of K %d of V %d, workspace %zu bytes\n",
+               static_cast<long long>(problem.batch), static_cast<long long>(problem.num_heads),
+               static_cast<long long>(problem.kv_num_heads), static_cast<long long>(problem.seqlen_q),
+               static_cast<long long>(problem.seqlen_kv()), static_cast<long long>(problem.head_dim),
+               static_cast<long long>(problem.head_dim_v), kNames[static_cast<int>(plan.attention->arithmetic)],
+               plan.attention->scored ? "_scored" : "", plan.kernels->head_dim, plan.attention->tile_m, kTileN,
+               plan.k_statistics, plan.v_statistics, plan.workspace.bytes);
+}
+
+}  // namespace
+
+Status supports(const AttentionProblem& problem) {
+  Plan plan;
+  return make_plan(problem, &plan);
+}
+
+Status workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
+  Plan plan;
+  Status status = make_plan(problem, &plan);
+  if (status.ok()) *bytes = plan.workspace.bytes;
+  return status;
+}
+
+Status run(const AttentionProblem& problem, const AttentionTensors& tensors, void* stream) {
+  Plan plan;
+  if (Status status = make_plan(problem, &plan); !status.ok()) return status;
+  log_plan(problem, plan);
+  if (problem.batch == 0 || problem.num_heads == 0) return {};
+
+  const KernelSet& kernels = *plan.kernels;
+  const PrologueParams prologue = prologue_params(problem, tensors, plan);
+  const int64_t planes = 2 * problem.batch;  // K and V
+  if (plan.k_statistics || plan.v_statistics) {
+    Status status = launch(kernels.statistics, {plan.num_chunks, problem.kv_num_heads, planes}, kPrologueThreads,
+                           kernels.statistics_smem, stream, prologue);
+    if (!status.ok()) return status;
+  }
+  Status status = launch(kernels.quantize_kv, {plan.seqlen_padded / kTileN, problem.kv_num_heads, planes},
+                         kPrologueThreads, kernels.quantize_smem, stream, prologue);
+  if (!status.ok() || problem.seqlen_q == 0) return status;
+
+  const AttentionKernel& attention = *plan.attention;
+  const int64_t row_tiles = (problem.seqlen_q + attention.tile_m - 1) / attention.tile_m;
+  return launch(attention.kernel, {row_tiles, problem.num_heads, problem.batch}, attention.threads,
+                attention.smem_bytes, stream, attention_params(problem, tensors, plan));
+}
+
+}  // namespace intfa::cuda

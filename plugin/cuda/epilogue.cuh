@@ -1,0 +1,138 @@
+// O -> Y and lse, and the NaN that non-finite input owes to the rows that see it.
+#pragma once
+
+#include "online_softmax.cuh"
+#include "quantize.cuh"
+#include "scoring.cuh"
+#include "traits.cuh"
+
+namespace intfa::cuda {
+
+// Stores the channels c and c + 1 of one row; those from `head_dim_v` on do not exist. index: of the row's channel 0.
+INTFA_DEVICE void store2(const AttentionParams& params, int64_t index, int c, float y0, float y1) {
+  const bool pair = params.y_pairs && c + 1 < params.head_dim_v;
+  if (params.y_dtype == DataType::kFloat32) {
+    float* y = static_cast<float*>(params.y) + index + c;
+    if (pair) {
+      ptx::st_global(y, float2{y0, y1});
+    } else {
+      if (c < params.head_dim_v) y[0] = y0;
+      if (c + 1 < params.head_dim_v) y[1] = y1;
+    }
+  } else {
+    const bool half = params.y_dtype == DataType::kFloat16;
+    const uint16_t low = half ? ptx::f16_from_f32(y0) : ptx::bf16_from_f32(y0);
+    const uint16_t high = half ? ptx::f16_from_f32(y1) : ptx::bf16_from_f32(y1);
+    uint16_t* y = static_cast<uint16_t*>(params.y) + index + c;
+    if (pair) {
+      ptx::st_global(y, static_cast<uint32_t>(high) << 16 | low);
+    } else {
+      if (c < params.head_dim_v) y[0] = low;
+      if (c + 1 < params.head_dim_v) y[1] = high;
+    }
+  }
+}
+
+INTFA_DEVICE int64_t y_index(const AttentionParams& params, int batch, int head, int query) {
+  return batch * params.y_batch + head * params.y_head + query * params.y_token;
+}
+
+INTFA_DEVICE float* lse_of(const AttentionParams& params, int batch, int head, int query) {
+  return params.lse + (static_cast<int64_t>(batch) * params.num_heads + head) * params.seqlen_q + query;
+}
+
+// Y = O / sum * v_scale, and lse of the true scores. shifts: shared address of the warp's rows' shift (query.cuh).
+// A row without keys gives 0 and -inf.
+template <int kDim, Arithmetic kArithmetic, bool kScored, int kStrips>
+INTFA_DEVICE void store_rows(const AttentionParams& params, int batch, int head, int kv_head, int warp_row,
+                             uint32_t shifts, const float (&o)[kStrips][kDim / 8][4], const RowState<kStrips>& rows) {
+  using P = Probability<kArithmetic>;
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const float* v_scale = params.packed.v_scale + static_cast<int64_t>(kv_head) * kDim;  // [Dp]
+#pragma unroll
+  for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = 16 * m + 8 * h + g, query = warp_row + row;
+      float sum = rows.sum[m][h];
+      if constexpr (P::kPartialSum) {
+        sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 1));
+        sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 2));
+      }
+      const float shift = ptx::ld_shared(shifts + 4 * row);
+      const float poison = shift - shift;  // 0, or NaN
+      const float inverse = (sum > 0.f ? ptx::div_rn(1.f, sum) : 0.f) + poison;
+      const float unbias = P::kHalf ? 0.f : ptx::mul_rn(-kBias, rows.bias_sum[m][h]);
+      if (query >= params.seqlen_q) continue;
+      const int64_t index = y_index(params, batch, head, query);
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) {
+        const int c = 8 * i + 2 * t;
+        const float2 scale = ptx::ld_global<float2>(v_scale + c);
+        store2(params, index, c, ptx::mul_rn(ptx::mul_rn(ptx::add_rn(o[m][i][2 * h], unbias), inverse), scale.x),
+               ptx::mul_rn(ptx::mul_rn(ptx::add_rn(o[m][i][2 * h + 1], unbias), inverse), scale.y));
+      }
+      if (params.lse != nullptr && t == 0) {
+        const float top = ptx::mul_rn(rows.reference[m][h], kScored ? 1.f : rows.unit[m][h]);
+        const float log2_sum = ptx::add_rn(ptx::lg2(sum), -P::kLog2Max);
+        const float lse = ptx::mul_rn(ptx::add_rn(top, log2_sum), kLn2);
+        // With a softcap the shift is already in the scores.
+        const float added = params.softcap > 0.f ? poison : shift;
+        *lse_of(params, batch, head, query) = sum > 0.f ? ptx::add_rn(lse, added) : -INFINITY + poison;
+      }
+    }
+  }
+}
+
+// Overwrites what a non-finite K token or V element reaches: whole rows, or one channel of them. Each thread only
+// rewrites what it stored itself, so nothing needs to be ordered. Costs a few loads where the input is finite.
+template <int kDim, Arithmetic kArithmetic, bool kScored>
+INTFA_DEVICE void poison_rows(const AttentionParams& params, const Limits& limits, int batch, int head, int kv_head,
+                              int warp_row, int first_tile, int last_tile) {
+  constexpr bool kHalf = Probability<kArithmetic>::kHalf;
+  constexpr int kRows = kDim <= 128 ? 32 : 16;
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int tiles = params.seqlen_padded / kTileN, kv_heads = gridDim.z * params.kv_num_heads;
+  const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(kv_head) * tiles;
+  const uint32_t* v_flags = k_flags + static_cast<int64_t>(kv_heads) * tiles;
+  bool found = false;
+  for (int i = first_tile + lane; i < last_tile; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
+  if (!ptx::warp_any(found)) return;
+
+  auto non_finite_v = [&](int channel, int key) {
+    const int64_t row = (static_cast<int64_t>(kv_head) * kDim + channel) * params.seqlen_padded;
+    if constexpr (kHalf) {
+      return static_cast<const uint16_t*>(params.packed.vt)[row + packed_row(key)] == kNonFiniteHalf;
+    } else {
+      return static_cast<const int8_t*>(params.packed.vt)[row + key] == kNonFiniteCode;
+    }
+  };
+  const float* k_scale = params.packed.k_scale + static_cast<int64_t>(kv_head) * params.seqlen_padded;
+#pragma unroll 1
+  for (int key = first_tile * kTileN; key < last_tile * kTileN; ++key) {
+    const bool k_poison = k_flags[key / kTileN] != 0 && k_scale[key] != k_scale[key];
+    if (!k_poison && v_flags[key / kTileN] == 0) continue;
+#pragma unroll 1
+    for (int row = g; row < kRows; row += 8) {
+      const int query = warp_row + row;
+      if (query >= params.seqlen_q || !attends<kScored>(params, limits, batch, head, query, key)) continue;
+      if (k_poison && params.lse != nullptr && t == 0) *lse_of(params, batch, head, query) = NAN;
+#pragma unroll 1
+      for (int c = 2 * t; c < params.head_dim_v; c += 8) {
+        const bool first = k_poison || non_finite_v(c, key), second = k_poison || non_finite_v(c + 1, key);
+        const int64_t index = y_index(params, batch, head, query) + c;
+        auto poison = [&](int64_t at) {
+          if (params.y_dtype == DataType::kFloat32) {
+            static_cast<float*>(params.y)[at] = NAN;
+          } else {
+            static_cast<uint16_t*>(params.y)[at] = params.y_dtype == DataType::kFloat16 ? 0x7e00 : 0x7fc0;
+          }
+        };
+        if (first) poison(index);
+        if (second && c + 1 < params.head_dim_v) poison(index + 1);
+      }
+    }
+  }
+}
+
+}  // namespace intfa::cuda

@@ -1,0 +1,31 @@
+// The table of kernels in this build: the only list of instances. A launcher picks by head size, arithmetic and
+// scoring.
+//
+// Kernels have C names, so that profilers, the SASS gates and the PTX interpreter can name them: intfa_statistics_d64,
+// intfa_quantize_kv_d64, intfa_attention_tile_d64, intfa_attention_tile_scored_d64, ..._paper_..., ..._half_...
+#pragma once
+
+#include "traits.cuh"
+
+namespace intfa::cuda {
+
+struct AttentionKernel {
+  Arithmetic arithmetic;
+  bool scored;  // softcap or a mask tensor
+  void (*kernel)(AttentionParams);
+  int tile_m, threads, smem_bytes;
+};
+
+struct KernelSet {
+  int head_dim;
+  void (*statistics)(PrologueParams);
+  int statistics_smem;
+  void (*quantize_kv)(PrologueParams);
+  int quantize_smem;
+  AttentionKernel attention[6];
+};
+
+// One per compiled head size, defined by kernels_d<head size>.cu.
+extern const KernelSet kKernels32, kKernels64, kKernels96, kKernels128, kKernels256;
+
+}  // namespace intfa::cuda

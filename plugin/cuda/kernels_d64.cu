@@ -1,0 +1,3 @@
+#include "instances.cuh"
+
+INTFA_KERNELS(64)

@@ -1,0 +1,212 @@
+// Softmax over tiles of keys, per row, with P quantized tile by tile.
+//
+//   y      = S * k_scale                              float; x = y * unit is the score in log2 units
+//   P      = rint(255 * 2^((y - tile_max) * unit))    one scale per row per tile: the tile's largest code is 255
+//   O     += 2^((tile_max - reference) * unit) * (P . V)
+//   sum   += 2^(...) * sum(P)                         of the rounded P
+//
+// Because P carries its tile's own scale, `reference` need not be the running max: it moves, and O is rescaled, only
+// when a tile stands more than 2^32 above it. The paper's scheme and the float16 product take P against the running max
+// instead: there the reference is the running max and moves whenever that does.
+//
+// Hazards:
+//  - no inf - inf: a row's max starts at a finite floor, the lowest float, so that a key masked by finfo.min still
+//  counts;
+//  - a code of 256 would wrap: the exponent's offset log2(255) - tile_max * unit is rounded down, and y <= tile_max;
+//  - unit > 0 always: 0 * -inf is NaN;
+//  - O of integer products holds kBias times the sum of their weights, removed every kUnbiasEvery tiles and at the end,
+//  before it
+//    can cost precision.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "fragment.cuh"
+#include "traits.cuh"
+
+namespace intfa::cuda {
+
+constexpr float kFloor = -FLT_MAX;
+constexpr float kSlack = 32.f;
+constexpr int kUnbiasEvery = 8;
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
+
+// Whether the tensor core sums P's rows (a product with ones) or dp4a does: the former where issue slots are short, the
+// latter where the tensor core is what bounds the loop.
+constexpr bool kSumByMma = ptx::kArch == 80 || ptx::kArch == 90 || ptx::kArch == 100;
+
+template <Arithmetic kArithmetic>
+struct Probability {
+  static constexpr bool kHalf = kArithmetic == Arithmetic::kHalfPV;
+  static constexpr bool kRunningMax = kArithmetic != Arithmetic::kTileInt8;
+  static constexpr bool kIntegerSum = kArithmetic == Arithmetic::kTileInt8;
+  // Each lane of a quad holds its own part of the row sum, or all hold the whole.
+  static constexpr bool kPartialSum = kArithmetic == Arithmetic::kPaperInt8 || (kIntegerSum && !kSumByMma);
+  // log2 of P at the maximum; rounded down, so that rint never exceeds the code.
+  static constexpr float kLog2Max = kHalf ? 0.f : kArithmetic == Arithmetic::kTileInt8 ? 7.99435344f : 6.98868465f;
+  static constexpr int kKeysPerFragment = kHalf ? 16 : 32;
+};
+
+// State of the rows g and g + 8 of each strip, in every lane of the quad that shares them.
+template <int kStrips>
+struct RowState {
+  float unit[kStrips][2];       // q_scale * softmax_scale * log2(e)
+  float reference[kStrips][2];  // in units of y
+  float bias_sum[kStrips][2];   // how many kBias O holds
+  float sum[kStrips][2];        // of P, relative to 2^(reference * unit)
+};
+
+// The keys [begin, end) that a row attends, relative to the first key of the lane in the tile.
+template <int kStrips>
+struct LaneLimits {
+  int begin[kStrips][2], end[kStrips][2];
+};
+
+// kBias + S  ->  y (as float bits, in place) and the rows' maxima over the tile, quad-wide.
+// k_scales: shared address of the tile's k_scale, at this lane's first key. transform(y, m, h, group): the remaining
+// scoring of the keys 16 * group + 4t + {0..3} of row half h of strip m; identity in the plain kernel.
+template <bool kMasked, int kStrips, typename Transform>
+INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile_max)[kStrips][2], uint32_t k_scales,
+                               const LaneLimits<kStrips>& limits, Transform transform) {
+#pragma unroll
+  for (int m = 0; m < kStrips; ++m) tile_max[m][0] = tile_max[m][1] = kFloor;
+#pragma unroll
+  for (int i = 0; i < kTileN / 16; ++i) {
+    float scale[4], bias[4];
+    ptx::ld_shared(scale, k_scales + 64 * i);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) bias[k] = ptx::mul_rn(scale[k], -kBias);  // exact: k_scale has 22 bits
+#pragma unroll
+    for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float y[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float biased = __int_as_float(s[m][2 * i + (k >> 1)][2 * h + (k & 1)]);
+          y[k] = ptx::fma_rn(biased, scale[k], bias[k]);
+        }
+        transform(y, m, h, i);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (kMasked && (16 * i + k < limits.begin[m][h] || 16 * i + k >= limits.end[m][h])) y[k] = -INFINITY;
+          tile_max[m][h] = fmaxf(tile_max[m][h], y[k]);
+          s[m][2 * i + (k >> 1)][2 * h + (k & 1)] = __float_as_int(y[k]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      tile_max[m][h] = fmaxf(tile_max[m][h], ptx::shfl_xor(tile_max[m][h], 1));
+      tile_max[m][h] = fmaxf(tile_max[m][h], ptx::shfl_xor(tile_max[m][h], 2));
+    }
+  }
+}
+
+// P of one row half of one strip: `offset` is log2(max P) - max * unit. Returns the sum of P where it is taken here.
+template <Arithmetic kArithmetic, int kFragments>
+INTFA_DEVICE float exponentials(uint32_t (&p)[kFragments][4], const int32_t (&s)[kTileN / 8][4], int h, float unit,
+                                float offset) {
+  using P = Probability<kArithmetic>;
+  uint32_t codes = 0;
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < kTileN / 16; ++i) {
+    float f[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      f[k] = ptx::ex2(ptx::fma_rn(__int_as_float(s[2 * i + (k >> 1)][2 * h + (k & 1)]), unit, offset));
+      if constexpr (kArithmetic == Arithmetic::kPaperInt8) sum = ptx::add_rn(sum, f[k]);
+    }
+    if constexpr (P::kHalf) {
+      p[i][h] = ptx::f16x2_from_f32(f[1], f[0]);
+      p[i][h + 2] = ptx::f16x2_from_f32(f[3], f[2]);
+    } else {
+      p[i >> 1][h + 2 * (i & 1)] = pack_u8x4(f[0], f[1], f[2], f[3]);
+      if constexpr (P::kIntegerSum && !kSumByMma) codes = ptx::dot4_u8(p[i >> 1][h + 2 * (i & 1)], 0x01010101u, codes);
+    }
+  }
+  // codes < 2^23: as the mantissa of 2^23 + codes it is a float at once.
+  if constexpr (P::kIntegerSum && !kSumByMma) sum = ptx::add_rn(ptx::f32_bits(0x4B000000u + codes), -8388608.f);
+  return sum;
+}
+
+// The rows' sums of P by the tensor core.
+template <Arithmetic kArithmetic, int kFragments>
+INTFA_DEVICE void sum_by_mma(float (&sum)[2], const uint32_t (&p)[kFragments][4], const int32_t (&start)[4]) {
+  if constexpr (Probability<kArithmetic>::kHalf) {
+    float acc[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) ptx::mma_f16(acc, p[i], 0x3C003C00u, 0x3C003C00u);
+    sum[0] = acc[0], sum[1] = acc[2];
+  } else {
+    int32_t acc[4];
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) ptx::mma_u8s8(acc, p[i], 0x01010101u, 0x01010101u, i == 0 ? start : acc);
+    sum[0] = ptx::add_rn(__int_as_float(acc[0]), -kBias), sum[1] = ptx::add_rn(__int_as_float(acc[2]), -kBias);
+  }
+}
+
+// P of a tile from its y, the rows' sums, and the weight with which the tile's product enters O. Moves the reference
+// (and rescales O) where it must; `unbias`: also removes the bias from O.
+template <Arithmetic kArithmetic, bool kScored, int kStrips, int kBlocks, int kFragments>
+INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&weight)[kStrips][2],
+                               float (&o)[kStrips][kBlocks][4], RowState<kStrips>& rows,
+                               const int32_t (&s)[kStrips][kTileN / 8][4], const float (&tile_max)[kStrips][2],
+                               const int32_t (&start)[4], bool unbias) {
+  using P = Probability<kArithmetic>;
+  auto unit = [&](int m, int h) { return kScored ? 1.f : rows.unit[m][h]; };
+  float sum[kStrips][2];
+  bool moved = false;
+#pragma unroll
+  for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float reference = rows.reference[m][h], top = tile_max[m][h];
+      const float max = P::kRunningMax ? fmaxf(reference, top) : top;
+      sum[m][h] = exponentials<kArithmetic>(p[m], s[m], h, unit(m, h), ptx::fma_rd(-max, unit(m, h), P::kLog2Max));
+      weight[m][h] = ptx::mul_rn(ptx::add_rn(max, -reference), unit(m, h));  // its log2, for now
+      moved |= weight[m][h] > (P::kRunningMax ? 0.f : kSlack);
+    }
+    if constexpr (!P::kPartialSum) sum_by_mma<kArithmetic>(sum[m], p[m], start);
+  }
+  if (ptx::warp_any(moved) || unbias) {
+#pragma unroll
+    for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool move = weight[m][h] > (P::kRunningMax ? 0.f : kSlack);
+        const float target = move ? tile_max[m][h] : rows.reference[m][h];
+        const float a = ptx::ex2(ptx::mul_rn(ptx::add_rn(rows.reference[m][h], -target), unit(m, h)));
+        const float unbiased = ptx::mul_rn(ptx::mul_rn(-kBias, rows.bias_sum[m][h]), a);
+        rows.reference[m][h] = target;
+        rows.bias_sum[m][h] = 0.f;
+        rows.sum[m][h] = ptx::mul_rn(rows.sum[m][h], a);
+        if (move) weight[m][h] = 0.f;
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+          for (int e = 2 * h; e < 2 * h + 2; ++e) {
+            o[m][i][e] = P::kHalf ? ptx::mul_rn(o[m][i][e], a) : ptx::fma_rn(o[m][i][e], a, unbiased);
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kStrips; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      weight[m][h] = P::kRunningMax ? 1.f : ptx::ex2(weight[m][h]);
+      rows.sum[m][h] = ptx::fma_rn(sum[m][h], weight[m][h], rows.sum[m][h]);
+      rows.bias_sum[m][h] = ptx::add_rn(rows.bias_sum[m][h], weight[m][h]);
+    }
+  }
+}
+
+}  // namespace intfa::cuda

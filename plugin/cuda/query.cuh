@@ -1,0 +1,72 @@
+// Q, quantized inside the attention kernel: read once, in whatever type it has, and never written back.
+#pragma once
+
+#include "online_softmax.cuh"
+#include "quantize.cuh"
+#include "smem_tile.cuh"
+#include "traits.cuh"
+
+namespace intfa::cuda {
+
+// One warp quantizes its kRows queries, from `query`.
+//   tile    shared address of their codes, SmemTile<kDim>
+//   units   shared address of log2 units per unit of S * k_scale: q_scale * softmax_scale * log2(e), positive
+//   shifts  shared address of softmax_scale * q . mean(K), what smoothing took off the row's scores (nats); NaN where
+//   the query has
+//           a non-finite channel, by which the row's outputs become NaN
+// Queries beyond Sq get zero codes.
+template <int kDim, int kRows>
+INTFA_DEVICE void quantize_queries(const AttentionParams& params, int batch, int head, int kv_head, int query,
+                                   uint32_t tile, uint32_t units, uint32_t shifts) {
+  using Layout = WarpRows<kDim>;
+  const int lane = threadIdx.x & 31;
+  const bool is_codes = params.q_dtype == DataType::kInt8;
+  const bool shifted = params.packed.k_mean != nullptr && (params.lse != nullptr || params.softcap > 0.f);
+  const float* k_mean = params.packed.k_mean + (shifted ? static_cast<int64_t>(kv_head) * kDim : 0);  // [Dp]
+  const int64_t base = batch * params.q.batch + head * params.q.head;
+#pragma unroll 4
+  for (int pass = 0; pass < kRows / Layout::kRows; ++pass) {
+    const int row = pass * Layout::kRows + Layout::slot(lane);
+    const int rows_left = params.seqlen_q - (query + row);
+    float x[Layout::kParts][4];
+    uint32_t amax_bits = 0;
+#pragma unroll
+    for (int part = 0; part < Layout::kParts; ++part) {
+      const int channel = Layout::channel(lane, part);
+      load4(x[part], params.q.data, base + static_cast<int64_t>(query + row) * params.q.token + channel, 1,
+            rows_left > 0 ? params.head_dim - channel : 0, params.q_dtype, params.q.vector4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) amax_bits = max_magnitude(amax_bits, x[part][i]);
+    }
+    amax_bits = Layout::max_bits(amax_bits);
+    const bool finite = amax_bits < kInfinityBits;
+    const float amax = finite ? ptx::f32_bits(amax_bits) : 0.f;
+
+    float scale = scale_of(amax), inverse = codes_per_unit(amax);
+    if (params.q_scale != nullptr) scale = params.q_scale[params.q_scale_kind == ScaleGranularity::kPerHead ? head : 0];
+    float dot = 0.f;
+#pragma unroll
+    for (int part = 0; part < Layout::kParts; ++part) {
+      const int channel = Layout::channel(lane, part);
+      int32_t code[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float scaled = is_codes                    ? x[part][i]
+                             : params.q_scale != nullptr ? ptx::div_rn(x[part][i], scale)
+                                                         : ptx::mul_rn(x[part][i], inverse);
+        code[i] = finite ? code_of(scaled) : 0;
+        if (shifted && channel + i < kDim) dot = ptx::fma_rn(ptx::f32_from_s32(code[i]), k_mean[channel + i], dot);
+      }
+      if (channel < kDim)
+        ptx::st_shared(tile + SmemTile<kDim>::offset(row, channel / 16) + channel % 16, pack_bytes(code));
+    }
+    if (shifted) dot = Layout::sum(dot);
+    if (lane % Layout::kLanes == 0) {
+      const float softmax_scale = ptx::mul_rn(scale, params.softmax_scale);
+      ptx::st_shared(units + 4 * row, fmaxf(ptx::mul_rn(softmax_scale, kLog2E), FLT_MIN));
+      ptx::st_shared(shifts + 4 * row, finite ? ptx::mul_rn(softmax_scale, dot) : NAN);
+    }
+  }
+}
+
+}  // namespace intfa::cuda

@@ -1,0 +1,101 @@
+// Constants and parameter blocks that the prologue, the attention kernels and their launcher share.
+//
+// Notation: B batch, Hq query heads, Hkv key/value heads, Sq queries, Skv keys (past included), Sp = Skv rounded up to
+// whole tiles, Dp = the head size rounded up to one that has a kernel (32, 64, 96, 128, 256), for K and V alike.
+#pragma once
+
+#include <cstdint>
+
+#include "intfa/attention.h"
+
+namespace intfa::cuda {
+
+constexpr int kTileN = 64;     // keys per tile: part of the numerics (one scale of P per row per tile)
+constexpr int kNumWarps = 4;   // of the attention kernel
+constexpr int kNumStages = 2;  // K/V tiles in shared memory
+constexpr int kPrologueThreads = 256;
+constexpr int kMaxChunks = 32;  // partial statistics per head: few enough that every quantizing CTA can sum them up
+
+// What the two products are computed in.
+//   kTileInt8    P as u8 with one scale per row per tile, V as s8 with one scale per channel
+//   kPaperInt8   P as s8 against the running max, V as s8 with one scale per head (arXiv 2409.16997)
+//   kHalfPV      P and V as float16
+enum class Arithmetic { kTileInt8, kPaperInt8, kHalfPV };
+
+// A float tensor seen as [B, heads, tokens, channels], channels contiguous; `vector4`: any four channels from a
+// multiple of four are aligned to their own size, so one load or store moves them.
+struct View {
+  const void* data = nullptr;
+  int64_t batch = 0, head = 0, token = 0;  // strides in elements
+  bool vector4 = false;
+};
+
+// The order of keys inside 16 consecutive rows of the packed K: row 8h + 2t + e holds key 4t + 2h + e (t < 4, h < 2, e
+// < 2). By it the lane that owns accumulator columns 2t, 2t+1 of two adjacent 8-column tiles of S owns the keys
+// 4t..4t+3: exactly what it needs as A operand of an 8-bit P.V product, so P never moves between lanes. The float16 V^T
+// uses the same order.
+constexpr int packed_row(int key) { return (key & ~15) | (key & 2) << 2 | (key >> 1 & 6) | (key & 1); }
+
+// Marks of non-finite input inside the packed tensors. They are values that no finite input produces.
+constexpr int8_t kNonFiniteCode = -128;      // V^T as s8: codes end at -127
+constexpr uint16_t kNonFiniteHalf = 0x8000;  // V^T as float16: -0, which finite input writes as +0
+                                             // K: the key's k_scale is NaN and its codes are 0
+
+// The packed K and V, in the caller's workspace; [B*Hkv] is the slowest dimension of all.
+struct Packed {
+  int8_t* k = nullptr;       // [B*Hkv, Sp, Dp], rows in packed_row order; zero beyond Skv and D
+  float* k_scale = nullptr;  // [B*Hkv, Sp], one per key, 22 significant bits; 1 beyond Skv
+  float* k_mean = nullptr;   // [B*Hkv, Dp], what smoothing took off; null without smoothing
+  void* vt = nullptr;        // [B*Hkv, Dp, Sp] int8, or float16 in packed_row order; zero beyond Skv and Dv
+  float* v_scale = nullptr;  // [B*Hkv, Dp]
+  uint32_t* tile_flags =
+      nullptr;  // [2, B*Hkv, Sp/kTileN]: nonzero where a K (plane 0) or V (plane 1) tile has non-finite input
+};
+
+struct PrologueParams {
+  int batch, kv_num_heads, seqlen_past, seqlen_kv, seqlen_padded, head_dim, head_dim_v;
+  int num_chunks, chunk_tokens;  // of the statistics
+  DataType dtype;
+  View k, v;                        // new tokens [B, Hkv, seqlen_new, D]
+  View past_key, past_value;        // [B, Hkv, seqlen_past, D]
+  const int64_t* nonpad_kv_seqlen;  // [B] or null
+  const float *k_scale, *v_scale;   // static scales or null
+  ScaleGranularity k_scale_kind, v_scale_kind;
+  bool smooth, group_scale, head_v_scale, half_v;
+  bool k_statistics, v_statistics;
+  void *present_key, *present_value;  // [B, Hkv, Skv, D] or null
+  float* partial_sum;                 // [B*Hkv, num_chunks, Dp]: of K, over finite valid tokens
+  float* partial_count;               // [B*Hkv, num_chunks]: how many they are
+  float* partial_amax;                // [B*Hkv, num_chunks, Dp]: of V
+  Packed packed;
+};
+
+struct MaskParams {
+  const void* data;
+  DataType dtype;
+  int64_t batch, head, query, key;  // strides in elements, 0 where broadcast
+  bool vector4;                     // four keys from a multiple of four load at once
+};
+
+struct AttentionParams {
+  int num_heads, heads_per_kv, kv_num_heads, seqlen_q, seqlen_kv, seqlen_padded, head_dim, head_dim_v;
+  View q;  // [B, Hq, Sq, D]
+  DataType q_dtype;
+  const float* q_scale;  // static, or null: one per token, made in the kernel
+  ScaleGranularity q_scale_kind;
+  Packed packed;
+  void* y;                           // [B, Hq, Sq, Dv]
+  int64_t y_batch, y_head, y_token;  // strides in elements
+  bool y_pairs;                      // two channels from an even one are aligned to their own size
+  DataType y_dtype;
+  float* lse;                       // [B, Hq, Sq] or null
+  float softmax_scale, softcap;     // softcap 0: none
+  const int64_t* nonpad_kv_seqlen;  // [B] or null
+  int offset;                       // of query 0 among the keys, where nonpad_kv_seqlen does not set it
+  bool offset_from_nonpad, causal;
+  int window_left, window_right;  // -1: unbounded
+  int mask_seqlen_kv;             // keys beyond it are excluded; Skv without a mask
+  MaskParams mask;                // data null: none
+};
+
+}  // namespace intfa::cuda
