@@ -95,6 +95,9 @@ def compare(
         raise UnsupportedError(
             f"polygraphy >= 0.53 is needed ({error}). Install it: pip install 'intfa-onnx[polygraphy]'"
         ) from error
+    for runner in (runner_a, runner_b):
+        if runner not in RUNNERS:
+            raise UnsupportedError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
     first = _run(model_a, runner_a, feed)
     second = _run(model_b, runner_b, feed)
     if first.keys() != second.keys():
@@ -113,25 +116,24 @@ def compare(
         CosineSimilarityCompareFunc(min_cosine),
         PsnrCompareFunc(-math.inf),
     ]
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):  # a NaN shows in the metrics
         simple, cosine, psnr = (
             dict(r["a", "b"][0]) for r in Comparator.compare_accuracy(results, compare_func=functions)
         )
-    outputs = []
-    for name, a in first.items():
-        rel_l2 = float(np.linalg.norm(second[name] - a) / (np.linalg.norm(a) or 1.0))
-        outputs.append(
-            OutputMetrics(
-                name=name,
-                shape=a.shape,
-                cosine=float(cosine[name].cosine_similarity),
-                rel_l2=rel_l2,
-                psnr_db=float(psnr[name].psnr),
-                max_abs=float(simple[name].max_absdiff),
-                passed=bool(cosine[name]) and (max_rel_l2 is None or rel_l2 <= max_rel_l2),
-            )
+        rel_l2 = {n: float(np.linalg.norm(second[n] - a) / (np.linalg.norm(a) or 1.0)) for n, a in first.items()}
+    outputs = tuple(
+        OutputMetrics(
+            name=name,
+            shape=a.shape,
+            cosine=float(cosine[name].cosine_similarity),
+            rel_l2=rel_l2[name],
+            psnr_db=float(psnr[name].psnr),
+            max_abs=float(simple[name].max_absdiff),
+            passed=bool(cosine[name]) and (max_rel_l2 is None or rel_l2[name] <= max_rel_l2),
         )
-    return Comparison(tuple(outputs), min_cosine, max_rel_l2)
+        for name, a in first.items()
+    )
+    return Comparison(outputs, min_cosine, max_rel_l2)
 
 
 def _run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -139,9 +141,7 @@ def _run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarr
 
     from intfa_onnx.runner import OrtRunner, ReferenceRunner
 
-    kinds = {"ort": OrtRunner, "reference": ReferenceRunner}
-    if runner not in kinds:
-        raise UnsupportedError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
+    kinds = dict(zip(RUNNERS, (OrtRunner, ReferenceRunner), strict=True))
     try:
         # Polygraphy logs each failure, then raises it: the exception alone is enough.
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), kinds[runner](model) as active:

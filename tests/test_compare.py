@@ -1,0 +1,89 @@
+"""The comparison: its numbers against plain numpy, and what must not pass."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from intfa_onnx.compare import compare
+from intfa_onnx.errors import ModelError, UnsupportedError
+
+X = np.array([1.0, -2.0, 3.0, 4.0], np.float32)
+
+
+def save(path: Path, body: str, output: str = "Y") -> Path:
+    """Save a model of one input X, float[4], and one output."""
+    text = f"""<ir_version: 9, opset_import: ["": 18]> m (float[4] X) => (float[4] {output}) {{ {body} }}"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> Path:
+    return save(tmp_path / "a.onnx", "Y = Identity (X)")
+
+
+@pytest.mark.parametrize("runner", ["ort", "reference"])
+def test_metrics_are_those_of_numpy(identity: Path, tmp_path: Path, runner: str) -> None:
+    other = save(tmp_path / "b.onnx", "Y = Softplus (X)")
+    (y,) = compare(identity, other, {"X": X}, runner_a=runner, runner_b=runner).outputs
+    b = np.log1p(np.exp(X.astype(np.float64)))
+    assert y.cosine == pytest.approx(X @ b / np.linalg.norm(X) / np.linalg.norm(b), abs=1e-6)
+    assert y.rel_l2 == pytest.approx(np.linalg.norm(b - X) / np.linalg.norm(X), rel=1e-6)
+    assert y.max_abs == pytest.approx(np.abs(b - X).max(), rel=1e-6)
+    assert y.psnr_db == pytest.approx(10 * np.log10(X.max() ** 2 / np.mean((b - X) ** 2)), rel=1e-6)
+
+
+def test_cosine_is_blind_to_size_and_rel_l2_is_not(identity: Path, tmp_path: Path) -> None:
+    doubled = save(tmp_path / "b.onnx", "Y = Add (X, X)")
+    assert compare(identity, doubled, {"X": X}).passed
+    assert not compare(identity, doubled, {"X": X}, max_rel_l2=0.9).passed
+    assert compare(identity, doubled, {"X": X}, max_rel_l2=1.1).passed
+
+
+def test_equal_infinities_and_nans_pass(identity: Path) -> None:
+    x = np.array([1.0, np.inf, -np.inf, np.nan], np.float32)
+    (y,) = compare(identity, identity, {"X": x}, min_cosine=1.0).outputs
+    assert y.passed
+    assert y.max_abs == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+def test_a_nonfinite_value_in_one_output_fails(identity: Path, tmp_path: Path, value: float) -> None:
+    x = X.copy()
+    x[1] = value
+    finite = save(
+        tmp_path / "b.onnx",
+        "lo = Constant <value = float {-9.0}> () hi = Constant <value = float {9.0}> () "
+        "nan = IsNaN (X) c = Clip (X, lo, hi) Y = Where (nan, hi, c)",
+    )
+    result = compare(identity, finite, {"X": x}, min_cosine=-1.0)
+    assert not result.passed
+    assert result.as_dict()["outputs"][0]["cosine"] is None, "JSON has no NaN"
+
+
+def test_outputs_of_different_names(identity: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "b.onnx", "Z = Identity (X)", output="Z")
+    with pytest.raises(ModelError, match="differ in their outputs: Y against Z"):
+        compare(identity, other, {"X": X})
+
+
+def test_wrong_feed(identity: Path) -> None:
+    with pytest.raises(ModelError, match=r"a\.onnx' fails on runner ort"):
+        compare(identity, identity, {"X": np.zeros(5, np.float32)})
+
+
+def test_unknown_runner(identity: Path) -> None:
+    with pytest.raises(UnsupportedError, match="'gpu' is unknown; there are ort, reference"):
+        compare(identity, identity, {"X": X}, runner_b="gpu")
+
+
+def test_without_polygraphy(identity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy.comparator", None)
+    with pytest.raises(UnsupportedError, match=r"intfa-onnx\[polygraphy\]"):
+        compare(identity, identity, {"X": X})

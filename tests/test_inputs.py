@@ -1,0 +1,49 @@
+"""Made-up inputs: reproducible, in range, and of one size per symbol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import attention_model, embedding_model
+
+from intfa_onnx.errors import ModelError
+from intfa_onnx.inputs import load_inputs, random_inputs
+
+
+def test_integers_stay_in_range_and_masks_are_ones() -> None:
+    feed = random_inputs(embedding_model(rows=3), {"ids": (50, 40)})
+    assert set(np.unique(feed["ids"])) == {0, 1, 2}, "every row of the table is used, and no other"
+    assert feed["mask"].shape == (50, 40), "the mask shares its symbols with ids"
+    assert feed["mask"].min() == 1
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = (random_inputs(attention_model(), seed=seed)["Q"] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.dtype == np.float32
+    assert first.shape[1::2] == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"X": (1, 2)}, "no input named 'X'; the model has Q, K, V"),
+        ({"Q": (2, 2, 4, 17)}, "'Q' has shape Bx2xSx16, got 2x2x4x17"),
+        ({"Q": (2, 2, 4)}, "'Q' has shape Bx2xSx16, got 2x2x4"),
+    ],
+)
+def test_shapes_that_contradict_the_model(shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        random_inputs(attention_model(), shapes)
+
+
+def test_archive(tmp_path: Path) -> None:
+    path = tmp_path / "feed.npz"
+    np.savez(path, x=np.arange(3))
+    assert load_inputs(path)["x"].tolist() == [0, 1, 2]
+    path.write_text("not an archive")
+    with pytest.raises(ModelError, match=r"feed\.npz' is not an \.npz archive"):
+        load_inputs(path)
