@@ -52,6 +52,7 @@ void start_block(Machine& machine, const LaunchRequest& request, dim3 index) {
     warp.predicates.assign(size_t(kernel.slots_predicate), 0xAAAAAAAAu);
     for (const auto& [slot, value] : kernel.constants_32) std::fill_n(warp.lanes<uint32_t>(slot), 32, value);
     for (const auto& [slot, value] : kernel.constants_64) std::fill_n(warp.lanes<uint64_t>(slot), 32, value);
+    for (const auto& [slot, value] : kernel.constants_predicate) warp.predicates[size_t(slot)] = value;
     for (const auto& [name, slot] : kernel.special_registers)
       for (int lane = 0; lane < 32; lane++)
         warp.lanes<uint32_t>(slot)[lane] = special_register(name, machine, request, int(w) * 32 + lane);

@@ -255,7 +255,6 @@ class Parser {
   }
 
   int constant(const std::string& text, SlotClass c) {
-    if (c == SlotClass::kPredicate) fail("constant predicate " + text);
     uint64_t value = 0;
     if (text.size() > 2 && text[0] == '0' && std::strchr("fFdD", text[1]))
       value = std::strtoull(text.c_str() + 2, nullptr, 16);
@@ -271,8 +270,11 @@ class Parser {
     if (const auto found = registers_.find(key); found != registers_.end()) return found->second.slot;
     const int made = new_slot(c);
     registers_[key] = {c, made};
-    if (c == SlotClass::k64) kernel_->constants_64.push_back({made, value});
-    else kernel_->constants_32.push_back({made, uint32_t(value)});
+    switch (c) {
+      case SlotClass::k32: kernel_->constants_32.push_back({made, uint32_t(value)}); break;
+      case SlotClass::k64: kernel_->constants_64.push_back({made, value}); break;
+      case SlotClass::kPredicate: kernel_->constants_predicate.push_back({made, value != 0 ? ~LaneMask(0) : 0}); break;
+    }
     return made;
   }
 

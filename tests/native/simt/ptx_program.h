@@ -59,6 +59,7 @@ struct Kernel {
   int slots_32 = 0, slots_64 = 0, slots_predicate = 0;
   std::vector<std::pair<int, uint32_t>> constants_32;
   std::vector<std::pair<int, uint64_t>> constants_64;
+  std::vector<std::pair<int, LaneMask>> constants_predicate;
   std::map<std::string, int> special_registers;  // name -> 32-bit slot
   std::vector<std::pair<size_t, size_t>> parameters;  // offset and size in the parameter block
   size_t parameter_bytes = 0;

@@ -70,7 +70,8 @@ void resume(Fiber& from, int thread) {
     if (!thread.exited && (thread.lane < 2 || thread.lane == 31))
       report += "\n  thread " + std::to_string(thread.id()) + " waits in " + thread.waits_in + " at line " +
                 std::to_string(thread.waits_at.line());
-  fail(report, this_thread().waits_at);
+  const auto waiting = std::find_if(block->threads.begin(), block->threads.end(), [](const Thread& t) { return !t.exited; });
+  fail(report + "\n ", waiting->waits_at);
 }
 
 void clear_runnable(int thread) { block->runnable[thread / 64] &= ~(uint64_t(1) << (thread % 64)); }

@@ -140,19 +140,22 @@ def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "compute_
     return _build(stem, ".ptx", [*_sources(plugin), source, *_sources(SIMT)], command)
 
 
-def patched_plugin(name: str, patches: Mapping[str, Sequence[tuple[str, str]]]) -> Path:
-    """A copy of the plugin tree with text replaced, for seeded bugs.
+Replacements = Sequence[tuple[str, str]]
+
+
+def patched_tree(name: str, patches: Mapping[str, Replacements]) -> Path:
+    """A copy of the plugin and of the simulators' own kernels with text replaced, for seeded bugs.
 
     Args:
         name: of the copy's folder.
-        patches: file, relative to ``plugin`` -> (old, new) pairs. Each old text must occur exactly once.
+        patches: file, relative to the copy (``cuda/...``, ``simt/...``) -> (old, new) pairs. Each old text must occur exactly once.
     Raises:
         ValueError: a text does not occur once: the kernel has moved on and the mutation must follow it.
     """
     copy = BUILD / "patched" / name
     shutil.rmtree(copy, ignore_errors=True)
-    for part in ("cuda", "include"):
-        shutil.copytree(PLUGIN / part, copy / part)
+    for part, origin in (("cuda", PLUGIN / "cuda"), ("include", PLUGIN / "include"), ("simt", SIMT)):
+        shutil.copytree(origin, copy / part, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for file, replacements in patches.items():
         path = copy / file
         text = path.read_text()
