@@ -1,4 +1,4 @@
-"""What became of each attention of a model: the rows that ``rewrite`` returns, ``inspect`` prints and ``--report`` writes."""
+"""What became of each attention of a model: the rows that ``rewrite`` returns and the command line prints."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class AttentionReport:
     """One attention anchor of a model and what became of it.
 
     Attributes:
-        node: name of the anchor node (the Softmax, or the attention operator); its first output's name where it has none.
-        scope: "" for the main graph; otherwise the path of the body, e.g. ``/loop_1.body`` or ``function my.domain::Block``.
+        node: name of the anchor node (the Softmax, or the attention operator), or its first output's name.
+        scope: "" for the main graph; else the path of the body, e.g. ``/loop_1.body`` or ``function my.domain::Block``.
         pattern: the family that recognised it (a module of ``intfa_onnx.patterns``).
         decision: "replaced"; "kept" (a supported attention that the user or its present state asks to leave alone);
             "rejected" (looks like attention, but is not replaced; ``reason`` says why).
@@ -27,6 +27,7 @@ class AttentionReport:
         scheme: "tile" or "paper", where replaced.
         absorbed: what the one node now does that separate nodes did before: "k_transpose", "scale", "mask", "causal",
             "softcap", "gqa", "bshd", "past".
+        notes: what differs on inputs that the original does not handle, e.g. rows that it turns into NaN.
         output: name of the value that the attention computes; unchanged by the rewrite.
     """
 
@@ -42,8 +43,9 @@ class AttentionReport:
     precision: str | None = None
     scheme: str | None = None
     absorbed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     output: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain JSON types."""
-        return {**asdict(self), "absorbed": list(self.absorbed)}
+        return {**asdict(self), "absorbed": list(self.absorbed), "notes": list(self.notes)}

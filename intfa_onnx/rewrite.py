@@ -1,16 +1,24 @@
-"""The public entry: load -> raise -> plan -> lower -> result."""
+"""The public entry: load -> raise (find attentions) -> plan -> lower -> result."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
 
+from intfa_onnx import model_io, op_schema
+from intfa_onnx.emit import Names
+from intfa_onnx.lower import lower
+from intfa_onnx.patterns import View, anchors, match_anchor
+from intfa_onnx.plan import Options, plan
+from intfa_onnx.portable import add_functions
 from intfa_onnx.report import AttentionReport
 
 
@@ -34,7 +42,7 @@ class RewriteResult:
 
     def to_proto(self) -> onnx.ModelProto:
         """Return the model as a protobuf message (external data stays referenced)."""
-        raise NotImplementedError
+        return ir.to_proto(self.model)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the model atomically.
@@ -42,7 +50,7 @@ class RewriteResult:
         Raises:
             ModelError: ``path`` exists and ``force`` is not set, or cannot be written; nothing half-written is left.
         """
-        raise NotImplementedError
+        model_io.save(self.model, path, force=force)
 
     def to_json(self) -> str:
         """Return the report as a JSON object: ``summary`` and ``attentions``."""
@@ -50,11 +58,22 @@ class RewriteResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
-        raise NotImplementedError
+        return {
+            "summary": self.summary(),
+            "portable": self.portable,
+            "nodes_before": self.nodes_before,
+            "nodes_after": self.nodes_after,
+            "attentions": [a.to_dict() for a in self.attentions],
+        }
 
     def summary(self) -> str:
         """Return one line: how many attentions were found, replaced, kept and rejected."""
-        raise NotImplementedError
+        if not self.attentions:
+            return "no attention found: the model is unchanged"
+        counts = Counter(a.decision for a in self.attentions)
+        parts = [f"{counts[d]} {d}" for d in ("replaced", "kept", "rejected") if counts[d]]
+        noun = "attention" if len(self.attentions) == 1 else "attentions"
+        return f"{len(self.attentions)} {noun} found: {', '.join(parts)}"
 
 
 def rewrite(
@@ -85,4 +104,81 @@ def rewrite(
         ModelError: the model cannot be read.
         UnsupportedError: an unknown precision, scheme or target, or ``portable`` with a TensorRT target.
     """
-    raise NotImplementedError
+    options = Options(precision, scheme, tuple(only), tuple(skip), portable, target)
+    options.check()
+    working = _working_copy(model)
+    nodes_before = _count_nodes(working)
+    _sort_if_needed(working)
+    view, names = View(working), Names(working)
+    reports: list[AttentionReport] = []
+    lowered: list[tuple[ir.Node, int, int | None, int | None]] = []
+    for scope, container in _scopes(working):
+        for family, anchor in anchors(container):
+            planned = plan(match_anchor(view, family, anchor), scope, options)
+            reports.append(planned.report)
+            if planned.match is not None:
+                node = lower(view, planned.match, names, options)
+                assert planned.match.head_dim is not None
+                lowered.append((node, planned.match.head_dim, planned.match.num_heads, planned.match.kv_num_heads))
+    if lowered:
+        _import_domain(working)
+    if portable:
+        add_functions(working, view, lowered)
+    return RewriteResult(working, tuple(reports), portable, nodes_before, _count_nodes(working))
+
+
+def _working_copy(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return model_io.from_proto(model)
+    return model_io.load(model)
+
+
+def _scopes(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
+    """Yield the main graph, the bodies in it, and the functions with the bodies in them, each with its path."""
+    yield from _with_bodies("", model.graph)
+    for function in list(model.functions.values()):
+        if function.domain != op_schema.DOMAIN:
+            yield from _with_bodies(f"function {function.domain}::{function.name}", function)
+
+
+def _with_bodies(path: str, container: ir.Graph | ir.Function) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
+    yield path, container
+    for node in list(container):
+        for attribute in list(node.attributes.values()):
+            graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []
+            graphs += list(attribute.value) if attribute.type == ir.AttributeType.GRAPHS else []
+            for graph in graphs:
+                yield from _with_bodies(f"{path}/{node.name or node.op_type}.{attribute.name}", graph)
+
+
+def _sort_if_needed(model: ir.Model) -> None:
+    """Sort the nodes of a model whose exporter did not, as the checker demands; leave any other as it is."""
+    if not all(_is_sorted(graph) for graph in (*model.graphs(), *model.functions.values())):
+        TopologicalSortPass()(model)
+
+
+def _is_sorted(container: ir.Graph | ir.Function) -> bool:
+    seen: set[ir.Node] = set()
+    for node in container:
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer not in seen and producer.graph is node.graph:
+                return False
+        seen.add(node)
+    return True
+
+
+def _import_domain(model: ir.Model) -> None:
+    """Declare our domain wherever a fused node stands."""
+    model.opset_imports.setdefault(op_schema.DOMAIN, op_schema.OPSET_VERSION)
+    for function in model.functions.values():
+        if any(n.domain == op_schema.DOMAIN for n in function.all_nodes()):
+            function.opset_imports.setdefault(op_schema.DOMAIN, op_schema.OPSET_VERSION)
+
+
+def _count_nodes(model: ir.Model) -> int:
+    """Count nodes in the main graph and in bodies; Constants and our own function bodies are not work."""
+    containers = [model.graph, *(f for f in model.functions.values() if f.domain != op_schema.DOMAIN)]
+    return sum(node.op_type != "Constant" for c in containers for node in c.all_nodes())

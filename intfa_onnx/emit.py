@@ -1,0 +1,81 @@
+"""Turns operands into nodes of a given opset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from intfa_onnx.patterns.match import Call, Const, Operand, Result
+
+# From this opset on, ``axes`` is an input instead of an attribute.
+_AXES_INPUT_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13, "ReduceMax": 18, "ReduceProd": 18}
+
+
+class Names:
+    """Names that are not yet taken in a model."""
+
+    def __init__(self, model: ir.Model):
+        graphs = [*model.graphs(), *(f for f in model.functions.values())]
+        self._taken: set[str | None] = set()
+        for graph in graphs:
+            self._taken.update(v.name for v in graph.inputs)
+            if isinstance(graph, ir.Graph):
+                self._taken.update(graph.initializers)
+            for node in graph:
+                self._taken.add(node.name)
+                self._taken.update(o.name for o in node.outputs)
+
+    def unique(self, wanted: str) -> str:
+        """Return ``wanted``, or ``wanted_1`` and so on, and take it."""
+        name, count = wanted, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
+
+
+class Emitter:
+    """Makes nodes for operands, each ``Call`` and ``Const`` once.
+
+    Attributes:
+        nodes: the nodes made, in topological order.
+    """
+
+    def __init__(self, opset: int, names: Names, prefix: str, result: ir.Value | None = None):
+        self.nodes: list[ir.Node] = []
+        self._opset = opset
+        self._names = names
+        self._prefix = prefix
+        self._result = result
+        self._done: dict[Call | Const, ir.Value] = {}
+
+    def value(self, operand: Operand) -> ir.Value:
+        """Return the graph value of ``operand``, making nodes as needed."""
+        if isinstance(operand, ir.Value):
+            return operand
+        if isinstance(operand, Result):
+            assert self._result is not None
+            return self._result
+        if operand not in self._done:
+            self._done[operand] = self._constant(operand) if isinstance(operand, Const) else self._call(operand)
+        return self._done[operand]
+
+    def _constant(self, operand: Const) -> ir.Value:
+        return self._node("Constant", [], {"value": ir.tensor(operand.array)})
+
+    def _call(self, operand: Call) -> ir.Value:
+        inputs = [self.value(i) for i in operand.inputs]
+        attributes = dict(operand.attributes)
+        if "axes" in attributes and self._opset >= _AXES_INPUT_SINCE[operand.op_type]:
+            inputs.append(self._constant(Const(np.array(attributes.pop("axes"), np.int64))))
+        return self._node(operand.op_type, inputs, attributes)
+
+    def _node(self, op_type: str, inputs: list[ir.Value], attributes: dict[str, Any]) -> ir.Value:
+        name = self._names.unique(f"{self._prefix}/{op_type}")
+        node = ir.node(op_type, inputs, attributes, name=name)
+        node.outputs[0].name = self._names.unique(f"{name}_output")
+        self.nodes.append(node)
+        return node.outputs[0]

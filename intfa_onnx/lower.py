@@ -1,0 +1,98 @@
+"""Replaces matched attentions by ``IntFlashAttention``. The only module that changes a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from intfa_onnx import op_schema
+from intfa_onnx.emit import Emitter, Names
+from intfa_onnx.patterns.match import AttentionMatch, Operand, node_name
+from intfa_onnx.patterns.view import View
+from intfa_onnx.plan import Options
+
+
+def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> ir.Node:
+    """Put the fused node in the place of a match and remove what it leaves unused; return the node."""
+    anchor_name = node_name(match.anchor)
+    graph, opset = match.place.graph, view.opset(match.place)
+    assert graph is not None
+
+    emitter = Emitter(opset, names, anchor_name)
+    node = _fused_node(match, {n: emitter.value(x) for n, x in match.inputs.items()}, options)
+    for output in node.outputs:
+        output.name, output.dtype = names.unique(f"{anchor_name}/{op_schema.OP_TYPE}_output"), match.dtype
+    graph.insert_before(match.place, [*emitter.nodes, node])
+    for old, operand in match.outputs.items():
+        _replace(view, old, operand, node.outputs[0], Emitter(opset, names, anchor_name, node.outputs[0]), names)
+    for old_state, new_state in zip(match.states, node.outputs[1:], strict=False):
+        if old_state is not None:
+            _take_over(view, old_state, new_state, names)
+    for unused in (*(old.producer() for old in match.outputs), match.place, match.anchor):
+        _remove_unused(unused)
+    # The anchor is gone: the attention keeps the name that reports and globs use.
+    node.name = anchor_name
+    return node
+
+
+def _fused_node(match: AttentionMatch, inputs: dict[str, ir.Value], options: Options) -> ir.Node:
+    used = [n for n in op_schema.INPUTS if n in inputs]
+    ordered = [inputs.get(n) for n in op_schema.INPUTS[: op_schema.INPUTS.index(used[-1]) + 1]]
+    wanted: dict[str, Any] = {**match.attributes, "precision": options.precision, "scheme": options.scheme}
+    attributes = {n: a for n, a in wanted.items() if a != op_schema.ATTRIBUTES[n].default}
+    attributes.update({n: op_schema.ATTRIBUTES[n].default for n in ("plugin_namespace", "plugin_version")})
+    num_outputs = 1 + max((i + 1 for i, s in enumerate(match.states) if s is not None), default=0)
+    node = ir.node(
+        op_schema.OP_TYPE,
+        ordered,
+        attributes,
+        domain=op_schema.DOMAIN,
+        num_outputs=num_outputs,
+        doc_string=match.anchor.doc_string,
+        metadata_props=dict(match.anchor.metadata_props),
+    )
+    return node
+
+
+def _replace(
+    view: View, old: ir.Value, operand: Operand, result: ir.Value, emitter: Emitter, names: Names
+) -> None:
+    """Compute ``operand`` where ``old`` was computed, under its name."""
+    new = emitter.value(operand)
+    producer = old.producer()
+    assert producer is not None
+    assert producer.graph is not None
+    producer.graph.insert_before(producer, emitter.nodes)
+    if new is not result:
+        new_node = new.producer()
+        assert new_node is not None
+        new_node.metadata_props.update(producer.metadata_props)
+    _take_over(view, old, new, names)
+
+
+def _take_over(view: View, old: ir.Value, new: ir.Value, names: Names) -> None:
+    """Let ``new`` stand for ``old``: uses, graph outputs, name, type, shape, metadata."""
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = names.unique(f"{name}_replaced")
+    new.name, new.shape, new.doc_string = name, old.shape, old.doc_string
+    new.dtype = view.dtype(old)
+    new.metadata_props.update(old.metadata_props)
+    view.adopt(new, old)
+
+
+def _remove_unused(node: ir.Node | None) -> None:
+    """Remove a node whose outputs nobody reads, then what only it read."""
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if node is None or node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+            continue
+        inputs = [i for i in node.inputs if i is not None]
+        node.graph.remove(node, safe=True)
+        for value in inputs:
+            pending.append(value.producer())
+            if value.is_initializer() and not value.is_graph_input() and not value.is_graph_output() and not value.uses():
+                assert value.graph is not None
+                del value.graph.initializers[value.name]

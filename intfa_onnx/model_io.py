@@ -1,0 +1,199 @@
+"""Reads and writes models: external data is referenced, never read; a file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from intfa_onnx.errors import ModelError
+
+# Every ONNX file starts with the field ir_version, which onnx writes first.
+_FIRST_BYTE = b"\x08"
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model; tensors in external files stay there.
+
+    Raises:
+        ModelError: the file is missing, is not ONNX, is cut off, has an opset that the installed onnx does not know, or
+            an external data file is missing or too short.
+    """
+    path = Path(path)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"cannot read '{path}': {error.strerror or error}") from error
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError(_unreadable(path)) from error
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise ModelError(_unreadable(path))
+    model = from_proto(proto, f"'{path}'")
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    _check_external_data(model, path)
+    return model
+
+
+def from_proto(proto: onnx.ModelProto, source: str = "the model") -> ir.Model:
+    """Convert a protobuf message; ``source`` names it in messages.
+
+    Raises:
+        ModelError: its opset is unknown to the installed onnx, or its content is malformed.
+    """
+    _check_opsets(proto, source)
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises many kinds on malformed content
+        raise ModelError(f"{source} is not a valid ONNX model: {error}") from error
+
+
+def _unreadable(path: Path) -> str:
+    with open(path, "rb") as file:
+        looks_like_onnx = file.read(1) == _FIRST_BYTE
+    if path.stat().st_size == 0:
+        return f"'{path}' is empty, not an ONNX model. Export it again"
+    if looks_like_onnx:
+        return f"'{path}' starts like an ONNX model but is cut off or damaged. Copy or export it again"
+    return f"'{path}' is not an ONNX model. Give the .onnx file that the exporter wrote"
+
+
+def _check_opsets(proto: onnx.ModelProto, source: str) -> None:
+    versions = {o.domain: o.version for o in proto.opset_import}
+    if not versions:
+        raise ModelError(f"{source} imports no opset: it is cut off or damaged. Copy or export it again")
+    version, newest = versions.get("", versions.get("ai.onnx", 1)), onnx.defs.onnx_opset_version()
+    if not 1 <= version <= newest:
+        raise ModelError(
+            f"{source} uses opset {version} of ai.onnx (supported by the installed onnx {onnx.__version__}: 1 to {newest}). "
+            "Upgrade onnx, or export with a lower opset_version"
+        )
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yield every tensor that lives in an external file."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+
+
+def _check_external_data(model: ir.Model, path: Path) -> None:
+    sizes: dict[Path, int] = {}
+    for tensor in external_tensors(model):
+        file = Path(tensor.path)
+        if file not in sizes:
+            if not file.is_file():
+                raise ModelError(
+                    f"'{path}' keeps tensor '{tensor.name}' in '{tensor.location}', which is missing next to it. "
+                    "Copy the external data file into the model's folder"
+                )
+            sizes[file] = file.stat().st_size
+        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        if end > sizes[file]:
+            raise ModelError(
+                f"'{path}': external data file '{tensor.location}' has {sizes[file]} bytes, but tensor '{tensor.name}' ends "
+                f"at byte {end}: the file is cut off. Copy it again"
+            )
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write a model; external data files are hard-linked next to it, or copied where links do not work.
+
+    Raises:
+        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, or the model does not
+            fit in one protobuf message. Nothing half-written is left.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a folder. Give a file name")
+    if path.exists() and not force:
+        raise ModelError(f"'{path}' exists. Choose another name, or give --force (force=True) to replace it")
+    if not path.parent.is_dir():
+        raise ModelError(f"the folder '{path.parent}' does not exist. Create it first")
+    data = _serialize(model, path)
+    try:
+        with _undo_on_failure() as undo:
+            for source, location in _external_files(model):
+                _place_external(source, path.parent / location, force, undo)
+            _write_atomically(path, data)
+    except OSError as error:
+        raise ModelError(f"cannot write '{path}': {error.strerror or error}. Choose a writable folder") from error
+
+
+def _serialize(model: ir.Model, path: Path) -> bytes:
+    embedded = sum(
+        v.const_value.nbytes
+        for g in model.graphs()
+        for v in g.initializers.values()
+        if v.const_value is not None and not isinstance(v.const_value, ir.ExternalTensor)
+    )
+    if embedded > _PROTOBUF_LIMIT:
+        raise ModelError(
+            f"'{path}' would hold {embedded} bytes of tensors in one protobuf message (limit {_PROTOBUF_LIMIT}). "
+            "Save the original with external data, and rewrite that"
+        )
+    return ir.to_proto(model).SerializeToString()
+
+
+def _external_files(model: ir.Model) -> list[tuple[Path, str]]:
+    """Return each external file and its location relative to the model, once."""
+    files = {(Path(t.path).resolve(), str(t.location)) for t in external_tensors(model)}
+    return sorted(files)
+
+
+@contextlib.contextmanager
+def _undo_on_failure() -> Iterator[list[Path]]:
+    """Collect files that were created, and remove them if the block fails."""
+    created: list[Path] = []
+    try:
+        yield created
+    except BaseException:
+        for file in created:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -> None:
+    if target.exists():
+        if os.path.samefile(source, target):
+            return
+        if not force:
+            raise ModelError(f"external data file '{target}' exists. Choose another folder, or give --force (force=True)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    undo.append(partial)
+    try:
+        os.link(source, partial)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, partial)
+    if not target.exists():
+        undo.append(target)
+    os.replace(partial, target)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

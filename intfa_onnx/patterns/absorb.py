@@ -1,0 +1,237 @@
+"""Absorptions: what the fused node can do itself instead of nodes around it. Each is one function that may find nothing to do.
+
+Every one maps a match to an equivalent match; none is needed for correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from intfa_onnx.patterns.dims import dims, unsqueezed_axis
+from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, transpose
+from intfa_onnx.patterns.view import View, int_attribute
+
+_BHSD_FROM_BSHD = (0, 2, 1, 3)
+
+
+def absorb(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Apply every absorption, then bring the operands to four axes (or three, with the heads packed)."""
+    if match.family == "attention":
+        return match  # the standard operator has nothing around it
+    for step in _STEPS:
+        match = step(view, match)
+    return match
+
+
+def _transposes_and_scales(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Compose Transposes (a key that is stored transposed) and take constant factors of Q and K into ``scale``."""
+    inputs, scale, absorbed = dict(match.inputs), match.attributes["scale"], list(match.absorbed)
+    for name in ("Q", "K", "V"):
+        base, perm, factor = _peel(view, inputs[name], match.rank, may_scale=name != "V")
+        scale *= factor
+        inputs[name] = transpose(base, perm)
+        if name == "K" and perm[-1] == match.rank - 1:
+            absorbed.append("k_transpose")
+    absorbed.append("scale")
+    return replace(match, inputs=inputs, attributes={**match.attributes, "scale": scale}, absorbed=tuple(absorbed))
+
+
+def _peel(view: View, x: Operand, rank: int, *, may_scale: bool) -> tuple[Operand, tuple[int, ...], float]:
+    """Return (base, perm, factor) with ``x = transpose(base, perm) * factor``."""
+    perm, factor = tuple(range(rank)), 1.0
+    while True:
+        node = x.producer() if isinstance(x, ir.Value) else None
+        op = x.op_type if isinstance(x, Call) else node.op_type if node is not None and node.domain == "" else ""
+        args = x.inputs if isinstance(x, Call) else node.inputs if node is not None else ()
+        if op == "Transpose":
+            inner = _perm(x, node, rank)
+            perm, x = tuple(inner[p] for p in perm), _first(args)
+        elif op == "Identity":
+            x = _first(args)
+        elif op in ("Mul", "Div") and may_scale and (split := _constant_factor(view, op, args)) is not None:
+            x, factor = split[0], factor * split[1]
+        elif op == "Reshape" and node is not None and (inner_value := _swap_through_3d(view, node, rank)) is not None:
+            swap = (*range(rank - 2), rank - 1, rank - 2)
+            perm, x = tuple(swap[p] for p in perm), inner_value
+        else:
+            return x, perm, factor
+
+
+def _perm(x: Operand, node: ir.Node | None, rank: int) -> list[int]:
+    if isinstance(x, Call):
+        return list(x.attributes["perm"])
+    assert node is not None
+    return list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else list(range(rank))[::-1]
+
+
+def _first(args: object) -> Operand:
+    return args[0]  # type: ignore[index,no-any-return]
+
+
+def _constant_factor(view: View, op: str, args: object) -> tuple[Operand, float] | None:
+    a, b = args  # type: ignore[misc]
+    for tensor, other in ((a, b), (b, a)) if op == "Mul" else ((a, b),):
+        constant = view.scalar(other) if isinstance(other, ir.Value) else None
+        # A constant of more axes than the tensor would add axes; [] and [1] are what exporters write.
+        if constant and view.rank(other) in (0, 1):
+            return tensor, constant if op == "Mul" else 1 / constant
+    return None
+
+
+def _swap_through_3d(view: View, node: ir.Node, rank: int) -> ir.Value | None:
+    """Return x for ``Reshape(Transpose(Reshape(x, 3-D), (0, 2, 1)), shape of x with the last two axes swapped)``."""
+    inner = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if inner is None or inner.op_type != "Transpose" or list(inner.attributes["perm"].as_ints()) != [0, 2, 1]:
+        return None
+    first = inner.inputs[0].producer() if inner.inputs[0] is not None else None
+    source = first.inputs[0] if first is not None and first.op_type == "Reshape" else None
+    if source is None:
+        return None
+    before, middle, after = dims(view, source), dims(view, _first(inner.inputs)), dims(view, node.outputs[0])  # type: ignore[arg-type]
+    if before is None or after is None or middle is None or not len(before) == len(after) == rank or len(middle) != 3:
+        return None
+    is_swap = before[:-2] == after[:-2] and before[-1] == after[-2] and before[-2] == after[-1]
+    return source if is_swap and middle[-2:] == before[-2:] else None
+
+
+def _grouped_queries(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Undo ``Reshape(Expand(Unsqueeze(k, 2)))``, which repeats each key head for its group of query heads."""
+    if match.rank != 4:
+        return match
+    bare = {name: _ungrouped(view, match.inputs[name]) for name in ("K", "V")}
+    if bare["K"] is None or bare["V"] is None or bare["K"][1] != bare["V"][1]:
+        return match
+    inputs: dict[str, Operand] = {**match.inputs, "K": bare["K"][0], "V": bare["V"][0]}
+    return replace(match, inputs=inputs, kv_num_heads=bare["K"][1], absorbed=(*match.absorbed, "gqa"))
+
+
+def _ungrouped(view: View, x: Operand) -> tuple[ir.Value, int] | None:
+    """Return the value with the original heads [B, Hkv, S, D], and Hkv."""
+    reshape = x.producer() if isinstance(x, ir.Value) else None
+    expand = _producer(reshape, "Reshape")
+    unsqueeze = _producer(expand, "Expand")
+    source = unsqueeze.inputs[0] if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" else None
+    if reshape is None or expand is None or unsqueeze is None or source is None:
+        return None
+    before, wide, after = dims(view, source), dims(view, expand.outputs[0]), dims(view, reshape.outputs[0])
+    if before is None or wide is None or after is None or (len(before), len(wide), len(after)) != (4, 5, 4):
+        return None
+    heads, group, total = before[1], wide[2], after[1]
+    known = isinstance(heads, int) and isinstance(group, int) and isinstance(total, int)
+    if unsqueezed_axis(view, unsqueeze, 5) != 2 or not known or wide[1] != heads or heads * group != total:
+        return None
+    return (source, heads) if before[3] == after[3] and isinstance(heads, int) else None
+
+
+def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    """Return the producer of the first input of ``node`` if ``node`` is an ``op_type``."""
+    if node is None or node.op_type != op_type or not node.inputs or node.inputs[0] is None:
+        return None
+    return node.inputs[0].producer()
+
+
+def _bool_mask(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Give ``Where(attend, 0, -inf)`` as the boolean mask it was made from."""
+    mask = match.inputs.get("attn_mask")
+    node = mask.producer() if isinstance(mask, ir.Value) else None
+    op = mask.op_type if isinstance(mask, Call) else node.op_type if node is not None else ""
+    if op != "Where":
+        return match
+    args: tuple[Operand, ...] = tuple(mask.inputs) if isinstance(mask, Call) else tuple(node.inputs)  # type: ignore
+    condition, kept, dropped = args
+    if _number(view, kept) == 0 and _number(view, dropped) == -np.inf:
+        return replace(match, inputs={**match.inputs, "attn_mask": condition})
+    if _number(view, dropped) == 0 and _number(view, kept) == -np.inf:
+        return replace(match, inputs={**match.inputs, "attn_mask": Call("Not", (condition,))})
+    return match
+
+
+def _number(view: View, x: Operand) -> float | None:
+    if isinstance(x, Const):
+        return float(x.array) if x.array.size == 1 else None
+    return view.scalar(x) if isinstance(x, ir.Value) else None
+
+
+def _four_axes(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Bring operands of two or three axes to [B, H, S, D]."""
+    missing = 4 - match.rank
+    if missing == 0:
+        return match
+    axes = [0, 1][:missing] if match.rank == 2 else [1]
+    inputs: dict[str, Operand] = {n: Call("Unsqueeze", (x,), {"axes": axes}) for n, x in match.inputs.items()}
+    outputs = {v: _substitute(x, Call("Squeeze", (RESULT,), {"axes": axes})) for v, x in match.outputs.items()}
+    return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=1, kv_num_heads=1)
+
+
+def _substitute(x: Operand, result: Operand) -> Operand:
+    """Return ``x`` with ``RESULT`` replaced."""
+    if x is RESULT:
+        return result
+    return Call(x.op_type, tuple(_substitute(i, result) for i in x.inputs), x.attributes) if isinstance(x, Call) else x
+
+
+def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Read Q, K, V as [B, S, H*D] and write Y as [B, S, H*Dv] where the graph transposes them only for the products."""
+    bases = [_bshd(view, match.inputs[name]) for name in ("Q", "K", "V")]
+    target = _only_reader(view, next(iter(match.outputs)), "Transpose")
+    is_back = target is not None and _perm(target.outputs[0], target, 4) == [0, 2, 1, 3]
+    if target is None or not is_back or any(b is None for b in bases) or match.outputs[next(iter(match.outputs))] is not RESULT:
+        return match
+    (q, heads), (k, kv_heads), (v, v_heads) = (b for b in bases if b is not None)
+    if kv_heads != v_heads or match.head_dim_v is None:
+        return match
+    pv_out = next(iter(match.outputs))
+    bshd = Call("Reshape", (RESULT, Const(np.array([0, 0, heads, match.head_dim_v], np.int64))))
+    outputs: dict[ir.Value, Operand] = {target.outputs[0]: bshd}
+    for node, _ in view.metadata_readers(pv_out):
+        if node.op_type != "Shape":
+            return match
+        perm = [0, 2, 1, 3][int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
+        outputs[node.outputs[0]] = Call("Gather", (Call("Shape", (bshd,)), Const(np.array(perm, np.int64))), {"axis": 0})
+    outputs.update({v: x for v, x in match.outputs.items() if v is not pv_out})
+    return replace(
+        match,
+        inputs={**match.inputs, "Q": q, "K": k, "V": v},
+        attributes={**match.attributes, "q_num_heads": heads, "kv_num_heads": kv_heads},
+        outputs=outputs,
+        rank=3,
+        absorbed=(*match.absorbed, "bshd"),
+    )
+
+
+def _bshd(view: View, x: Operand) -> tuple[Operand, int] | None:
+    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D]."""
+    node = x.producer() if isinstance(x, ir.Value) else None
+    op = x.op_type if isinstance(x, Call) else node.op_type if node is not None else ""
+    if op != "Transpose" or tuple(_perm(x, node, 4)) != _BHSD_FROM_BSHD:
+        return None
+    base = _first(x.inputs if isinstance(x, Call) else node.inputs)  # type: ignore[union-attr]
+    heads = view.dim(base, 2) if isinstance(base, ir.Value) else None
+    if heads is None or not isinstance(base, ir.Value):
+        return None
+    reshape = base.producer()
+    packed = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
+    before, after = (dims(view, packed) if packed is not None else None), dims(view, base)
+    if packed is not None and before is not None and after is not None and len(before) == 3 and before[:2] == after[:2]:
+        return packed, heads
+    return Call("Reshape", (base, Const(np.array([0, 0, -1], np.int64)))), heads
+
+
+def _only_reader(view: View, value: ir.Value, op_type: str) -> ir.Node | None:
+    readers = view.readers(value)
+    if len(readers) != 1 or value.is_graph_output() or readers[0][0].op_type != op_type:
+        return None
+    return readers[0][0]
+
+
+_STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
+    _transposes_and_scales,
+    _grouped_queries,
+    _bool_mask,
+    _four_axes,
+    _packed_heads,
+)

@@ -1,0 +1,27 @@
+"""Family: the fused operator itself, which a second rewrite finds and leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from intfa_onnx import op_schema
+from intfa_onnx.patterns.match import AttentionMatch, NoMatch
+from intfa_onnx.patterns.view import View
+
+NAME = "fused"
+
+
+def anchors(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Yield every IntFlashAttention of the graph itself, bodies not included."""
+    yield from (n for n in graph if n.op_type == op_schema.OP_TYPE and n.domain == op_schema.DOMAIN)
+
+
+def match(view: View, anchor: ir.Node) -> AttentionMatch:
+    """Refuse.
+
+    Raises:
+        NoMatch: always; there is nothing left to do.
+    """
+    raise NoMatch(f"already {op_schema.OP_TYPE}")

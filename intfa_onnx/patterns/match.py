@@ -1,0 +1,100 @@
+"""What a family returns: a match, which states an attention in the terms of the standard ``Attention``, or a rejection.
+
+A match is data. It refers to values of the graph and, where the graph holds no value with the needed meaning (a key that is
+stored transposed, a mask made of three additions), to small expressions over them; ``lower`` turns these into nodes. Nothing
+here, and nothing in the families, changes the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """A small constant."""
+
+    array: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A standard operator over operands. ``axes`` is given as an attribute for every operator and opset."""
+
+    op_type: str
+    inputs: tuple[Operand, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Stands for the fused node's first output in ``AttentionMatch.outputs``."""
+
+
+Operand = Union[ir.Value, Const, Call, Result]  # noqa: UP007: Call and Operand refer to each other
+RESULT = Result()
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMatch:
+    """One attention: ``outputs[0] = softmax(cap(Q K^T * scale) + mask) V``, inputs and attributes as in ``op_schema``.
+
+    Attributes:
+        anchor: the node by which it was found and is named.
+        family: the module that found it.
+        place: the node before which everything that the attention reads is computed: the product with V.
+        inputs: operand of each used input, by its name in ``op_schema.INPUTS``.
+        attributes: attributes by their name in ``op_schema.ATTRIBUTES``, defaults left out.
+        outputs: graph value -> operand that takes its place; the one that the attention computes comes first.
+        states: graph values that become present_key, present_value; None where unused.
+        head_dim, head_dim_v, num_heads, kv_num_heads: None where not known statically.
+        dtype: element type of Q, K and V.
+        rank: number of axes of Q, K, V and the scores; ``absorb`` brings it to 4, or to 3 with the heads packed.
+        absorbed: see ``AttentionReport.absorbed``.
+        notes: what a user should know though the attention is replaced.
+    """
+
+    anchor: ir.Node
+    family: str
+    place: ir.Node
+    inputs: Mapping[str, Operand]
+    attributes: Mapping[str, Any]
+    outputs: Mapping[ir.Value, Operand]
+    dtype: ir.DataType
+    rank: int = 4
+    states: tuple[ir.Value | None, ir.Value | None] = (None, None)
+    head_dim: int | None = None
+    head_dim_v: int | None = None
+    num_heads: int | None = None
+    kv_num_heads: int | None = None
+    absorbed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rejection:
+    """An anchor that is not replaced, with the reason and the node at which the match ended."""
+
+    anchor: ir.Node
+    family: str
+    reason: str
+    supported: bool = False  # True: it is attention that stays as it is on purpose ("kept" in the report)
+
+
+class NoMatch(Exception):  # noqa: N818: control flow within a family, never an error
+    """Raised inside a family to end a match; carries the reason."""
+
+
+def node_name(node: ir.Node) -> str:
+    """Return the node's name, or its first output's where it has none."""
+    return node.name or next((o.name for o in node.outputs if o.name), "") or node.op_type
+
+
+def transpose(x: Operand, perm: tuple[int, ...]) -> Operand:
+    """Return ``x`` transposed; ``x`` itself where ``perm`` is the identity."""
+    return x if perm == tuple(range(len(perm))) else Call("Transpose", (x,), {"perm": list(perm)})

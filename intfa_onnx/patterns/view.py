@@ -1,0 +1,234 @@
+"""Read-only facts about a model's values: constants, shapes, element types, consumers.
+
+Shapes come from the model and from ONNX shape inference on a clone without weights; where inference does not reach, the rank
+is read off the operators (a Transpose has as many axes as its permutation).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+Dim = int | str | None
+
+# Operators that read only the shape or type of the given input: they see no scores, so a match may ignore them.
+_METADATA_ONLY = {"Shape": (0,), "Size": (0,), "CastLike": (1,)}
+_MAX_FOLDED = 256  # elements; constants of interest are scalars and shapes
+
+
+class View:
+    """Facts about the values of one model; the model is not changed."""
+
+    def __init__(self, model: ir.Model):
+        self._opset = model.opset_imports.get("", 1)
+        self._opset_of: dict[ir.Node, int] = {
+            node: function.opset_imports.get("", self._opset)
+            for function in model.functions.values()
+            for node in function.all_nodes()
+        }
+        self._shapes: dict[ir.Value, tuple[Dim, ...]] = {}
+        self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self._constants: dict[ir.Value, np.ndarray | None] = {}
+        self._infer(model)
+
+    def _infer(self, model: ir.Model) -> None:
+        clone = model.clone()
+        logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+        disabled, logger.disabled = logger.disabled, True  # inference is best effort; its failure is not the user's concern
+        try:
+            ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(clone)
+        finally:
+            logger.disabled = disabled
+        for graph, inferred in zip(model.graphs(), clone.graphs(), strict=True):
+            for value, twin in zip(_values(graph), _values(inferred), strict=True):
+                if twin.shape is not None:
+                    self._shapes[value] = _dims(twin.shape)
+                if twin.dtype is not None:
+                    self._dtypes[value] = twin.dtype
+
+    def opset(self, node: ir.Node) -> int:
+        """Return the version of the standard operators in the node's graph or function."""
+        return self._opset_of.get(node, self._opset)
+
+    def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """Return the dimensions, each an int, a symbolic name or None; None where even the rank is unknown."""
+        if value is None:
+            return None
+        if value in self._shapes:
+            return self._shapes[value]
+        if value.shape is not None:
+            return _dims(value.shape)
+        rank = self._rank_from_producer(value, 0)
+        return None if rank is None else (None,) * rank
+
+    def adopt(self, new: ir.Value, old: ir.Value) -> None:
+        """Give ``new``, which has taken the place of ``old``, what is known about it."""
+        if (shape := self.shape(old)) is not None:
+            self._shapes[new] = shape
+        if (dtype := self.dtype(old)) is not None:
+            self._dtypes[new] = dtype
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """Return the number of dimensions, or None."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def dim(self, value: ir.Value | None, axis: int) -> int | None:
+        """Return a dimension where it is known statically."""
+        shape = self.shape(value)
+        if shape is None or not -len(shape) <= axis < len(shape):
+            return None
+        size = shape[axis]
+        return size if isinstance(size, int) else None
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """Return the element type, or None."""
+        if value is None:
+            return None
+        return self._dtypes.get(value) or value.dtype
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        """Return a small constant (folded through shape and scalar arithmetic), or None."""
+        if value is None:
+            return None
+        if value not in self._constants:
+            self._constants[value] = None  # a cycle cannot occur in a valid graph; in an invalid one this ends it
+            self._constants[value] = self._fold(value)
+        return self._constants[value]
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """Return the value of a one-element constant, or None."""
+        array = self.constant(value)
+        return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    def is_constant(self, value: ir.Value | None, depth: int = 8) -> bool:
+        """Return whether a value of any size depends on constants only."""
+        if value is None or (value.is_initializer() and not value.is_graph_input()):
+            return value is not None
+        node = value.producer()
+        if node is None or depth == 0:
+            return False
+        return node.op_type == "Constant" or (
+            len(node.inputs) > 0 and all(i is None or self.is_constant(i, depth - 1) for i in node.inputs)
+        )
+
+    def readers(self, value: ir.Value) -> list[tuple[ir.Node, int]]:
+        """Return the (node, input index) pairs that read more than the value's shape or type."""
+        return [(n, i) for n, i in value.uses() if i not in _METADATA_ONLY.get(n.op_type, ())]
+
+    def metadata_readers(self, value: ir.Value) -> list[tuple[ir.Node, int]]:
+        """Return the (node, input index) pairs that read only the value's shape or type."""
+        return [(n, i) for n, i in value.uses() if i in _METADATA_ONLY.get(n.op_type, ())]
+
+    def _fold(self, value: ir.Value) -> np.ndarray | None:
+        if value.is_initializer() and not value.is_graph_input():
+            tensor = value.const_value
+            return tensor.numpy() if tensor is not None and tensor.size <= _MAX_FOLDED else None
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Constant":
+            tensor = ir.convenience.get_const_tensor(value)
+            return tensor.numpy() if tensor is not None and tensor.size <= _MAX_FOLDED else None
+        if node.op_type == "Shape":
+            return self._fold_shape(node)
+        arguments = [self.constant(i) for i in node.inputs if i is not None]
+        if not arguments or any(a is None for a in arguments[: 1 if node.op_type == "CastLike" else None]):
+            return None
+        return _evaluate(node, [a for a in arguments if a is not None])
+
+    def _fold_shape(self, node: ir.Node) -> np.ndarray | None:
+        shape = self.shape(node.inputs[0])
+        if shape is None:
+            return None
+        dims = shape[int_attribute(node, "start", 0) : int_attribute(node, "end", len(shape))]
+        return np.array(dims, np.int64) if all(isinstance(d, int) for d in dims) else None
+
+    def _rank_from_producer(self, value: ir.Value, depth: int) -> int | None:
+        node = value.producer()
+        if node is None or depth > 12:
+            return None
+
+        def rank(x: ir.Value | None) -> int | None:
+            if x is None:
+                return None
+            known = self._shapes.get(x) or (_dims(x.shape) if x.shape is not None else None)
+            return len(known) if known is not None else self._rank_from_producer(x, depth + 1)
+
+        if node.op_type == "Transpose" and "perm" in node.attributes:
+            return len(node.attributes["perm"].as_ints())
+        if node.op_type == "Reshape":
+            return self.dim(node.inputs[1], 0)
+        if node.op_type in _ELEMENTWISE:
+            ranks = [rank(i) for i in node.inputs if i is not None]
+            return None if any(r is None for r in ranks) else max((r for r in ranks if r is not None), default=None)
+        if node.op_type in _RANK_OF_FIRST and node.inputs:
+            return rank(node.inputs[0])
+        return None
+
+
+_ELEMENTWISE = {"MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow"}
+_RANK_OF_FIRST = {"Softmax", "Cast", "CastLike", "Identity", "Dropout", "Sqrt", "Neg", "Slice", "Concat", "Tanh", "Exp"}
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """Return an integer attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_int()
+
+
+def axes_of(view: View, node: ir.Node) -> list[int] | None:
+    """Return the axes of Squeeze, Unsqueeze or a reduction, from its attribute or its second input."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    array = view.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return None if array is None else [int(a) for a in array.reshape(-1)]
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _dims(shape: ir.Shape) -> tuple[Dim, ...]:
+    return tuple(d if isinstance(d, int) else d.value for d in shape)
+
+
+def _evaluate(node: ir.Node, x: list[np.ndarray]) -> np.ndarray | None:
+    """Evaluate one operator of shape or scalar arithmetic; None for any other."""
+    op = node.op_type
+    if op in ("Identity", "CastLike"):
+        return x[0]
+    if op == "Cast":
+        return x[0].astype(ir.DataType(node.attributes["to"].as_int()).numpy())
+    if op in ("Unsqueeze", "Squeeze", "Reshape"):
+        # The callers look at scalars and one-dimensional shapes, for which the number of axes does not matter.
+        return x[0].reshape(-1) if x[0].ndim <= 1 else None
+    if op in _UNARY:
+        return np.asarray(_UNARY[op](x[0].astype(np.float64)))
+    if op in _BINARY and len(x) == 2:
+        with np.errstate(all="ignore"):
+            return np.asarray(_BINARY[op](x[0], x[1]))
+    if op == "Div" and len(x) == 2:
+        integer = np.issubdtype(x[0].dtype, np.integer)
+        if np.any(x[1] == 0):
+            return None
+        return np.asarray(x[0] // x[1] if integer else x[0] / x[1])
+    if op == "Gather" and x[0].ndim == 1:
+        index = x[1].astype(np.int64)
+        return x[0][index] if np.all(np.abs(index) < len(x[0])) else None
+    if op == "Slice" and x[0].ndim == 1 and len(x) >= 3:
+        step = int(x[4].reshape(-1)[0]) if len(x) > 4 else 1
+        return x[0][int(x[1].reshape(-1)[0]) : int(x[2].reshape(-1)[0]) : step]
+    if op == "Concat" and all(a.ndim == 1 for a in x):
+        return np.concatenate(x)
+    return None
+
+
+_UNARY = {"Sqrt": np.sqrt, "Reciprocal": np.reciprocal, "Neg": np.negative, "Exp": np.exp}
+_BINARY = {"Mul": np.multiply, "Add": np.add, "Sub": np.subtract, "Pow": np.power}

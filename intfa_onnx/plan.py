@@ -1,0 +1,104 @@
+"""What to do with each attention found: replace, keep or reject, at which precision, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from intfa_onnx import op_schema
+from intfa_onnx.errors import UnsupportedError
+from intfa_onnx.patterns.match import AttentionMatch, Rejection, node_name
+from intfa_onnx.report import AttentionReport, Decision
+
+TARGETS = ("ort", "trt")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; see ``rewrite``."""
+
+    precision: str = "int8"
+    scheme: str = "tile"
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    portable: bool = False
+    target: str = "ort"
+
+    def check(self) -> None:
+        """Check the choices.
+
+        Raises:
+            UnsupportedError: an unknown precision, scheme or target, or a combination that cannot work.
+        """
+        for name, found, known in (
+            ("precision", self.precision, op_schema.ATTRIBUTES["precision"].choices),
+            ("scheme", self.scheme, op_schema.ATTRIBUTES["scheme"].choices),
+            ("target", self.target, TARGETS),
+        ):
+            if found not in known:
+                raise UnsupportedError(f"{name} '{found}' is unknown (supported: {', '.join(known)})")
+        if self.portable and self.target == "trt":
+            raise UnsupportedError(
+                "portable does not go with the target trt: TensorRT's parser prefers the function body to the plugin, "
+                "and would run attention in float. Rewrite without --portable for TensorRT"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedAttention:
+    """A match to lower, or a report only."""
+
+    match: AttentionMatch | None
+    report: AttentionReport
+
+
+def plan(found: AttentionMatch | Rejection, scope: str, options: Options) -> PlannedAttention:
+    """Decide about one attention."""
+    name = node_name(found.anchor)
+    if isinstance(found, Rejection):
+        decision: Decision = "kept" if found.supported else "rejected"
+        return PlannedAttention(None, AttentionReport(name, scope, found.family, decision, found.reason))
+    decision, reason = _decide(found, name, options)
+    replaced = decision == "replaced"
+    report = AttentionReport(
+        node=name,
+        scope=scope,
+        pattern=found.family,
+        decision=decision,
+        reason=reason,
+        head_dim=found.head_dim,
+        head_dim_v=found.head_dim_v,
+        num_heads=found.num_heads,
+        kv_num_heads=found.kv_num_heads,
+        precision=options.precision if replaced else None,
+        scheme=options.scheme if replaced else None,
+        absorbed=found.absorbed if replaced else (),
+        notes=found.notes if replaced else (),
+        output=next(iter(found.outputs)).name or "",
+    )
+    return PlannedAttention(found if replaced else None, report)
+
+
+def _decide(match: AttentionMatch, name: str, options: Options) -> tuple[Decision, str]:
+    for pattern in options.skip:
+        if fnmatchcase(name, pattern):
+            return "kept", f"--skip '{pattern}'"
+    if options.only and not _any_matches(name, options.only):
+        return "kept", "matches no --only pattern"
+    for label, size in (("head_dim", match.head_dim), ("head_dim_v", match.head_dim_v)):
+        if size is None:
+            return "rejected", (
+                f"{label} is not known statically (supported: multiples of {op_schema.HEAD_DIM_STEP} from "
+                f"{op_schema.MIN_HEAD_DIM} to {op_schema.MAX_HEAD_DIM}). Export with a static head size to replace it"
+            )
+        if size % op_schema.HEAD_DIM_STEP or not op_schema.MIN_HEAD_DIM <= size <= op_schema.MAX_HEAD_DIM:
+            return "rejected", (
+                f"{label}={size} is unsupported (supported: multiples of {op_schema.HEAD_DIM_STEP} from "
+                f"{op_schema.MIN_HEAD_DIM} to {op_schema.MAX_HEAD_DIM}). It stays in float"
+            )
+    return "replaced", ""
+
+
+def _any_matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, p) for p in patterns)
