@@ -19,20 +19,20 @@ test: $(VENV)/installed-dev
 $(VENV)/created:
 	$(PYTHON) -m venv $(VENV) || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
-	touch $@
+	@touch $@
 
 # torch comes first and alone: exactly this version, so that no other package decides which build is taken.
 $(VENV)/torch: $(VENV)/created
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	touch $@
+	@touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet ".[ort,models,polygraphy]"
-	touch $@
+	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet ".[ort,models,polygraphy,dev]"
-	touch $(VENV)/installed $@
+	@touch $(VENV)/installed $@
 
 clean:
 	rm -rf $(VENV) build models/cache

@@ -16,7 +16,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 import intfa_onnx
+from intfa_onnx.bench.cli import app as bench_app
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.op_schema import DOMAIN
 
 app = typer.Typer(
     name="intfa-onnx",
@@ -25,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(bench_app, name="bench")
 out = Console()
 err = Console(stderr=True)
 
@@ -136,7 +139,7 @@ def rewrite(
         _print_json({**result.to_dict(), "output": str(output)})
         return
     if result.attentions:
-        out.print(_attention_table(result))
+        out.print(_attention_table(result, "decision"))
     print(f"{result.summary()}; wrote {output}")
 
 
@@ -152,16 +155,21 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
     """
     with _working(f"reading {model}", as_json):
         result = intfa_onnx.rewrite(model)
+    portable = any(function.domain == DOMAIN for function in result.model.functions.values())
     if as_json:
-        _print_json(result.to_dict())
+        _print_json({**result.to_dict(), "portable": portable})
         return
     if result.attentions:
-        out.print(_attention_table(result))
+        out.print(_attention_table(result, "rewrite would say"))
     print(result.summary())
+    if portable:
+        print("portable: the file carries the operator's float meaning, and runs without our library as well")
 
 
-def _attention_table(result: intfa_onnx.RewriteResult) -> Table:
-    table = Table(Column("node", overflow="fold"), "heads", "head size", "pattern", "decision", "reason")
+def _attention_table(result: intfa_onnx.RewriteResult, decision: str) -> Table:
+    table = Table(
+        Column("node", overflow="fold"), "heads", "size", "pattern", decision, Column("reason", overflow="fold")
+    )
     for a in result.attentions:
         heads = "" if a.num_heads is None else f"{a.num_heads}/{a.kv_num_heads or a.num_heads}"
         size = "" if a.head_dim is None else str(a.head_dim)
@@ -193,19 +201,12 @@ def compare(
 
     intfa-onnx compare model.onnx model.int8.onnx --inputs real.npz --min-cosine 0.9995 --json
     """
-    import onnx
-
     from intfa_onnx import compare as comparing
+    from intfa_onnx import model_io
     from intfa_onnx.inputs import load_inputs, random_inputs
 
-    if inputs:
-        feed = load_inputs(inputs)
-    else:
-        try:
-            proto = onnx.load(model_a, load_external_data=False)
-        except Exception as error:  # protobuf raises its own class, a missing file OSError
-            raise ModelError(f"'{model_a}' cannot be read as ONNX: {error}") from error
-        feed = random_inputs(proto, _parse_shapes(shapes or []), seed)
+    sizes = _parse_shapes(shapes or [])
+    feed = load_inputs(inputs) if inputs else random_inputs(model_io.load(model_a), sizes, seed)
     with _working(f"comparing {model_a} with {model_b}", as_json):
         result = comparing.compare(
             model_a,

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
-from onnx import helper
+import onnx_ir as ir
 
 from intfa_onnx.errors import ModelError
 
@@ -16,7 +15,7 @@ DEFAULT_BATCH, DEFAULT_LENGTH = 2, 32
 
 
 def random_inputs(
-    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+    model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Make one set of inputs.
 
@@ -24,25 +23,35 @@ def random_inputs(
     input whose name ends in ``mask`` is all ones: everything is attended. One symbol has one size in all inputs.
 
     Args:
-        model: the model; its weights are not needed.
+        model: the model; its weights are not read.
         shapes: sizes by input name, for dynamic inputs.
         seed: of numpy's default generator.
     Raises:
-        ModelError: a shape names no input, contradicts the model, or an input is not a tensor.
+        ModelError: a shape names no input or contradicts the model, or an input is not a tensor of known rank.
     """
     rng = np.random.default_rng(seed)
-    constants = {i.name for i in model.graph.initializer}
-    values = [v for v in model.graph.input if v.name not in constants]
-    shapes = dict(shapes or {})
-    if unknown := sorted(set(shapes) - {v.name for v in values}):
-        raise ModelError(f"no input named {unknown[0]!r}; the model has {', '.join(v.name for v in values)}")
-    sizes: dict[str, int] = {}
-    for value in values:
-        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
-            if dim.dim_param:
-                sizes.setdefault(dim.dim_param, size)
-    limits = _index_limits(model.graph)
-    return {v.name: _draw(v, _shape(v, shapes.get(v.name), sizes), limits.get(v.name, 2), rng) for v in values}
+    shapes = shapes or {}
+    values = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    names = [str(v.name) for v in values]
+    if unknown := sorted(set(shapes) - set(names)):
+        raise ModelError(f"no input named {unknown[0]!r}; the model has {', '.join(names)}")
+    dims = {name: _dims(value) for name, value in zip(names, values, strict=True)}
+    sizes: dict[
+        str, int
+    ] = {}  # of each symbol; given ones first, so that they decide in whatever order the inputs stand
+    for name, given in shapes.items():
+        sizes |= {dim: size for dim, size in zip(dims[name], given, strict=False) if isinstance(dim, str)}
+    feed = {}
+    for name, value in zip(names, values, strict=True):
+        shape = [
+            dim if isinstance(dim, int) else sizes.setdefault(dim, DEFAULT_LENGTH if axis else DEFAULT_BATCH)
+            for axis, dim in enumerate(dims[name])
+        ]
+        if list(shapes.get(name, shape)) != shape:
+            declared, given = "x".join(map(str, dims[name])), "x".join(map(str, shapes[name]))
+            raise ModelError(f"input {name!r} has shape {declared}, got {given}")
+        feed[name] = _draw(value, shape, rng)
+    return feed
 
 
 def load_inputs(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -54,40 +63,30 @@ def load_inputs(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ModelError(f"'{os.fspath(path)}' is not an .npz archive of inputs ({error})") from error
 
 
-def _shape(value: onnx.ValueInfoProto, given: Sequence[int] | None, sizes: dict[str, int]) -> tuple[int, ...]:
-    if value.type.WhichOneof("value") != "tensor_type":
-        raise ModelError(f"input {value.name!r} is not a tensor; only tensors can be made up")
-    dims = value.type.tensor_type.shape.dim
-    if given is None:
-        given = [
-            d.dim_value
-            if d.HasField("dim_value")
-            else sizes.setdefault(d.dim_param or f"{value.name}.{axis}", DEFAULT_LENGTH if axis else DEFAULT_BATCH)
-            for axis, d in enumerate(dims)
-        ]
-    fixed = [d.dim_value if d.HasField("dim_value") else None for d in dims]
-    if len(given) != len(fixed) or any(f not in (None, g) for f, g in zip(fixed, given, strict=True)):
-        declared = "x".join(str(f or d.dim_param or "?") for f, d in zip(fixed, dims, strict=True))
-        raise ModelError(f"input {value.name!r} has shape {declared}, got {'x'.join(map(str, given))}")
-    return tuple(given)
+def _dims(value: ir.Value) -> list[int | str]:
+    """Return sizes and symbols; a dimension without a symbol gets one of its own."""
+    if not isinstance(value.type, ir.TensorType) or value.shape is None:
+        raise ModelError(f"input {value.name!r} is not a tensor of known rank; give it with --inputs")
+    return [
+        dim if isinstance(dim, int) else dim.value or f"{value.name}.{axis}" for axis, dim in enumerate(value.shape)
+    ]
 
 
-def _draw(value: onnx.ValueInfoProto, shape: tuple[int, ...], limit: int, rng: np.random.Generator) -> np.ndarray:
-    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    if value.name.endswith("mask"):
+def _draw(value: ir.Value, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    assert value.dtype is not None
+    dtype = value.dtype.numpy()
+    if str(value.name).endswith("mask"):
         return np.ones(shape, dtype)
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
-        return rng.integers(0, limit, shape).astype(dtype)
+        return rng.integers(0, _rows(value), shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
 
 
-def _index_limits(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return, for each name that indexes a constant table, the number of its rows."""
-    tables = {i.name: i.dims for i in graph.initializer}
-    limits: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in tables:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            rows = tables[node.input[0]][axis]
-            limits[node.input[1]] = min(rows, limits.get(node.input[1], rows))
-    return limits
+def _rows(value: ir.Value) -> int:
+    """Return the rows of the smallest constant table that the value indexes, 2 if it indexes none."""
+    rows = []
+    for node in value.consumers():
+        table = node.inputs[0]
+        if node.op_type == "Gather" and table is not None and table.const_value is not None:
+            rows.append(table.const_value.shape[node.attributes.get_int("axis", 0)])
+    return min(map(int, rows), default=2)

@@ -88,6 +88,15 @@ def test_inspect_changes_nothing(model: Path, capsys: pytest.CaptureFixture[str]
     assert list(model.parent.iterdir()) == [model]
 
 
+def test_inspect_tells_the_kind_of_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.onnx"
+    for options, portable in ((), False), (("--portable",), True):
+        run_json(capsys, "rewrite", model, "-o", output, "--force", "--json", *options)
+        found = run_json(capsys, "inspect", output, "--json")
+        assert found["portable"] is portable
+        assert [a["decision"] for a in found["attentions"]] == ["kept"]
+
+
 def test_compare_passes_and_fails(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.onnx"
     assert main(["rewrite", str(model), "-o", str(output)]) == 0

@@ -122,7 +122,7 @@ def test_unwritable_folder_leaves_nothing(tmp_path: Path, capsys: pytest.Capture
     model = save(attention_model(), tmp_path / "model.onnx")
     (tmp_path / "a file").write_text("not a folder")
     before = sorted(tmp_path.rglob("*"))
-    assert "out.onnx" in fail(capsys, "rewrite", model, "-o", tmp_path / where)
+    assert str((tmp_path / where).parent) in fail(capsys, "rewrite", model, "-o", tmp_path / where)
     assert sorted(tmp_path.rglob("*")) == before
 
 

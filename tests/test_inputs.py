@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from small_models import attention_model, embedding_model
 
@@ -13,14 +14,14 @@ from intfa_onnx.inputs import load_inputs, random_inputs
 
 
 def test_integers_stay_in_range_and_masks_are_ones() -> None:
-    feed = random_inputs(embedding_model(rows=3), {"ids": (50, 40)})
+    feed = random_inputs(ir.from_proto(embedding_model(rows=3)), {"ids": (50, 40)})
     assert set(np.unique(feed["ids"])) == {0, 1, 2}, "every row of the table is used, and no other"
     assert feed["mask"].shape == (50, 40), "the mask shares its symbols with ids"
     assert feed["mask"].min() == 1
 
 
 def test_the_seed_decides() -> None:
-    first, again, other = (random_inputs(attention_model(), seed=seed)["Q"] for seed in (1, 1, 2))
+    first, again, other = (random_inputs(ir.from_proto(attention_model()), seed=seed)["Q"] for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.dtype == np.float32
@@ -33,11 +34,12 @@ def test_the_seed_decides() -> None:
         ({"X": (1, 2)}, "no input named 'X'; the model has Q, K, V"),
         ({"Q": (2, 2, 4, 17)}, "'Q' has shape Bx2xSx16, got 2x2x4x17"),
         ({"Q": (2, 2, 4)}, "'Q' has shape Bx2xSx16, got 2x2x4"),
+        ({"Q": (2, 2, 4, 16), "K": (2, 2, 5, 16)}, "'Q' has shape Bx2xSx16, got 2x2x4x16"),
     ],
 )
 def test_shapes_that_contradict_the_model(shapes: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        random_inputs(attention_model(), shapes)
+        random_inputs(ir.from_proto(attention_model()), shapes)
 
 
 def test_archive(tmp_path: Path) -> None:
