@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.dims import dims, unsqueezed_axis
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
@@ -91,7 +90,7 @@ def _swap_through_3d(view: View, node: ir.Node, rank: int) -> ir.Value | None:
     source = first.inputs[0] if first is not None and first.op_type == "Reshape" else None
     if source is None:
         return None
-    before, middle, after = dims(view, source), dims(view, _first(inner.inputs)), dims(view, node.outputs[0])  # type: ignore[arg-type]
+    before, middle, after = view.dims.of(source), view.dims.of(_first(inner.inputs)), view.dims.of(node.outputs[0])  # type: ignore[arg-type]
     if before is None or after is None or middle is None or not len(before) == len(after) == rank or len(middle) != 3:
         return None
     is_swap = before[:-2] == after[:-2] and before[-1] == after[-2] and before[-2] == after[-1]
@@ -117,12 +116,12 @@ def _ungrouped(view: View, x: Operand) -> tuple[ir.Value, int] | None:
     source = unsqueeze.inputs[0] if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" else None
     if reshape is None or expand is None or unsqueeze is None or source is None:
         return None
-    before, wide, after = dims(view, source), dims(view, expand.outputs[0]), dims(view, reshape.outputs[0])
+    before, wide, after = view.dims.of(source), view.dims.of(expand.outputs[0]), view.dims.of(reshape.outputs[0])
     if before is None or wide is None or after is None or (len(before), len(wide), len(after)) != (4, 5, 4):
         return None
     heads, group, total = before[1], wide[2], after[1]
     known = isinstance(heads, int) and isinstance(group, int) and isinstance(total, int)
-    if unsqueezed_axis(view, unsqueeze, 5) != 2 or not known or wide[1] != heads or heads * group != total:
+    if view.axes(unsqueeze) not in ([2], [-3]) or not known or wide[1] != heads or heads * group != total:
         return None
     return (source, heads) if before[3] == after[3] and isinstance(heads, int) else None
 
@@ -215,7 +214,7 @@ def _bshd(view: View, x: Operand) -> tuple[Operand, int] | None:
         return None
     reshape = base.producer()
     packed = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
-    before, after = (dims(view, packed) if packed is not None else None), dims(view, base)
+    before, after = (view.dims.of(packed) if packed is not None else None), view.dims.of(base)
     if packed is not None and before is not None and after is not None and len(before) == 3 and before[:2] == after[:2]:
         return packed, heads
     return Call("Reshape", (base, Const(np.array([0, 0, -1], np.int64)))), heads

@@ -1,84 +1,207 @@
-"""Which sizes are provably equal: each is an int, or a token that names where the size comes from."""
+"""Where sizes come from: each is an int, or a token such that equal tokens are equal sizes.
+
+Shape inference leaves most sizes of a TorchScript export open, because they pass through Shape, Gather, Concat and Reshape. This
+follows them back to an int, a symbolic name, or the axis of a value.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import onnx_ir as ir
 
-from intfa_onnx.patterns.view import View, axes_of, int_attribute
+if TYPE_CHECKING:
+    from intfa_onnx.patterns.view import View
 
 # An int; a symbolic name of the model; or (value, axis) where nothing more is known. Equal tokens are equal sizes.
 Token = int | str | tuple[ir.Value, int]
 
-_MAX_DEPTH = 12
+_MAX_DEPTH = 40
+_SAME_SHAPE = ("Identity", "Cast", "CastLike", "Softmax", "Neg", "Sqrt", "Tanh", "RotaryEmbedding", "LayerNormalization")
+_BROADCAST = ("Add", "Sub", "Mul", "Div", "Where", "Pow")
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.floordiv,  # sizes are not negative
+}
 
 
-def dims(view: View, value: ir.Value) -> tuple[Token, ...] | None:
-    """Return a token for each axis of ``value``; None where its rank is unknown."""
-    rank = view.rank(value)
-    return None if rank is None else tuple(_dim(view, value, axis, 0) for axis in range(rank))
+class Dims:
+    """Sizes of the values of one model."""
 
+    def __init__(self, view: View):
+        self._view = view
+        self._known: dict[tuple[ir.Value, int], Token] = {}
+        self._depth = 0
 
-def _dim(view: View, value: ir.Value, axis: int, depth: int) -> Token:
-    shape = view.shape(value)
-    if shape is not None and isinstance(known := shape[axis], int):
-        return known
-    node = value.producer()
-    if node is not None and depth < _MAX_DEPTH and node.inputs and node.inputs[0] is not None:
-        if node.op_type == "Transpose" and "perm" in node.attributes:
-            return _dim(view, node.inputs[0], node.attributes["perm"].as_ints()[axis], depth + 1)
-        if node.op_type in ("Identity", "Cast", "Softmax", "Neg", "RotaryEmbedding"):
-            return _dim(view, node.inputs[0], axis, depth + 1)
-        if node.op_type in ("Mul", "Div") and any(view.scalar(i) is not None for i in node.inputs):
-            tensor = next(i for i in node.inputs if view.scalar(i) is None)
-            if tensor is not None:
-                return _dim(view, tensor, axis, depth + 1)
-        if node.op_type == "Reshape" and node.inputs[1] is not None:
-            sizes = _sizes(view, node.inputs[1], depth + 1)
-            if sizes is not None and axis < len(sizes) and (token := sizes[axis]) not in (0, -1) and token is not None:
-                return token
-            if sizes is not None and axis < len(sizes) and sizes[axis] == 0 and not int_attribute(node, "allowzero", 0):
-                return _dim(view, node.inputs[0], axis, depth + 1)
-    symbol = shape[axis] if shape is not None else None
-    return symbol if isinstance(symbol, str) else (value, axis)
+    def of(self, value: ir.Value | None) -> tuple[Token, ...] | None:
+        """Return a token for each axis of ``value``; None where its rank is unknown."""
+        rank = self._view.rank(value)
+        return None if value is None or rank is None else tuple(self.dim(value, axis) for axis in range(rank))
 
+    def dim(self, value: ir.Value, axis: int) -> Token:
+        """Return the token of one axis, counted from the front."""
+        key = (value, axis)
+        if key not in self._known:
+            shape = self._view.shape(value)
+            known = shape[axis] if shape is not None and axis < len(shape) else None
+            if not isinstance(known, int):
+                self._depth += 1
+                traced = self._trace(value, axis) if self._depth < _MAX_DEPTH else None
+                self._depth -= 1
+                known = traced if traced is not None else known
+            self._known[key] = known if known is not None else key
+        return self._known[key]
 
-def _sizes(view: View, value: ir.Value | None, depth: int) -> tuple[Token | None, ...] | None:
-    """Read a one-dimensional (or scalar) integer value as sizes; None for one that is not understood."""
-    if value is None or depth > _MAX_DEPTH:
+    def content(self, value: ir.Value | None) -> tuple[Token | None, ...] | None:
+        """Read an integer tensor of at most one axis as sizes; None for one that is not understood."""
+        if value is None or self._depth > _MAX_DEPTH:
+            return None
+        constant = self._view.constant(value)
+        if constant is not None:
+            return tuple(int(c) for c in constant.reshape(-1))
+        node = value.producer()
+        if node is None or not node.inputs:
+            return None
+        self._depth += 1
+        try:
+            return self._content(node)
+        finally:
+            self._depth -= 1
+
+    def _content(self, node: ir.Node) -> tuple[Token | None, ...] | None:
+        first, op = node.inputs[0], node.op_type
+        if op == "Shape" and first is not None:
+            sizes = self.of(first)
+            if sizes is None:
+                return None
+            start, end = node.attributes.get("start"), node.attributes.get("end")
+            return sizes[start.as_int() if start else 0 : end.as_int() if end else len(sizes)]
+        if op in ("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"):
+            return self.content(first)
+        if op == "Concat":
+            # A part that is not understood is one size in every exporter, but that is not proof: give up.
+            parts = [self.content(i) for i in node.inputs]
+            return None if any(p is None for p in parts) else tuple(t for p in parts if p is not None for t in p)
+        if op in _ARITHMETIC:
+            a, b = (self.content(i) for i in node.inputs)
+            one_each = a is not None and b is not None and len(a) == len(b) == 1
+            if one_each and isinstance(a[0], int) and isinstance(b[0], int) and not (op == "Div" and b[0] <= 0):  # type: ignore
+                return (_ARITHMETIC[op](a[0], b[0]),)  # type: ignore[index]
+            return None
+        if op in ("Slice", "Gather"):
+            sizes = self.content(first)
+            indices = [self.content(i) for i in node.inputs[1:]]
+            if sizes is None or any(i is None or not all(isinstance(x, int) for x in i) for i in indices):
+                return None
+            numbers = [[int(x) for x in i] for i in indices if i is not None]  # type: ignore[arg-type]
+            if op == "Gather":
+                return tuple(sizes[i] for i in numbers[0]) if all(abs(i) < len(sizes) for i in numbers[0]) else None
+            return sizes[numbers[0][0] : numbers[1][0] : numbers[3][0] if len(numbers) > 3 else 1]
         return None
-    constant = view.constant(value)
-    if constant is not None:
-        return tuple(int(c) for c in constant.reshape(-1))
-    node = value.producer()
-    if node is None:
+
+    def _trace(self, value: ir.Value, axis: int) -> Token | None:
+        """Follow one size through the operator that computes ``value``; None where that ends."""
+        node = value.producer()
+        first = node.inputs[0] if node is not None and node.inputs else None
+        if node is None or first is None or node.domain not in ("", "ai.onnx"):
+            return None
+        op, rank, first_rank = node.op_type, self._view.rank(value), self._view.rank(first)
+        if op == "Transpose" and "perm" in node.attributes:
+            return self.dim(first, node.attributes["perm"].as_ints()[axis])
+        if op in _SAME_SHAPE:
+            return self.dim(first, axis)
+        if op in _BROADCAST and rank is not None:
+            return self._broadcast(node, axis - rank)
+        if op == "MatMul" and rank is not None and first_rank == rank:
+            second = node.inputs[1]
+            second_rank = self._view.rank(second)
+            if axis < rank - 1:
+                # Leading axes broadcast; a right operand without them, a weight, leaves the left one's.
+                return self.dim(first, axis) if axis == rank - 2 or second_rank == 2 else None
+            return self.dim(second, second_rank - 1) if second is not None and second_rank else None
+        if op == "Reshape":
+            return self._reshaped(node, axis)
+        if op in ("Slice", "Split", "Concat", "Gather"):
+            return self._along_other_axes(node, axis)
+        if op in ("Squeeze", "Unsqueeze") and rank is not None and first_rank is not None:
+            axes = self._view.axes(node)
+            if axes is None:
+                return None
+            longer = max(rank, first_rank)
+            touched = {a % longer for a in axes}
+            kept = [a for a in range(longer) if a not in touched]
+            if op == "Squeeze":
+                return self.dim(first, kept[axis])
+            return 1 if axis in touched else self.dim(first, kept.index(axis))
         return None
-    if node.op_type == "Shape" and node.inputs[0] is not None:
+
+    def _broadcast(self, node: ir.Node, from_back: int) -> Token | None:
+        tokens: list[Token] = []
+        for operand in node.inputs:
+            rank = self._view.rank(operand)
+            if operand is None or rank is None:
+                return None
+            if -from_back <= rank:
+                tokens.append(self.dim(operand, rank + from_back))
+        wide = [t for t in tokens if t != 1]
+        sized = [t for t in wide if isinstance(t, int)]
+        if sized:
+            return sized[0]
+        return wide[0] if len(set(wide)) == 1 else (1 if not wide else None)
+
+    def _reshaped(self, node: ir.Node, axis: int) -> Token | None:
+        sizes = self.content(node.inputs[1])
+        if sizes is None or axis >= len(sizes):
+            return None
+        allow_zero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int()
         source = node.inputs[0]
-        rank = view.rank(source)
-        if rank is None:
+        before = self.of(source)
+        given = [
+            before[i] if s == 0 and not allow_zero and before is not None and i < len(before) else s
+            for i, s in enumerate(sizes)
+        ]
+        if given[axis] != -1:
+            return given[axis] if given[axis] != 0 else None
+        # -1: what remains when the sizes that occur on both sides are cancelled.
+        if before is None:
             return None
-        axes = range(rank)[int_attribute(node, "start", 0) : int_attribute(node, "end", rank)]
-        return tuple(_dim(view, source, axis, depth + 1) for axis in axes)
-    if node.op_type in ("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"):
-        return _sizes(view, node.inputs[0], depth + 1)
-    if node.op_type == "Concat":
-        parts = [_sizes(view, i, depth + 1) for i in node.inputs]
-        # A part that is not understood is one size in every exporter, but that is not proof: give up.
-        return None if any(p is None for p in parts) else tuple(t for p in parts if p is not None for t in p)
-    if node.op_type in ("Slice", "Gather"):
-        sizes = _sizes(view, node.inputs[0], depth + 1)
-        constants = [view.constant(i) for i in node.inputs[1:]]
-        if sizes is None or any(c is None for c in constants):
+        rest, others = list(before), [s for i, s in enumerate(given) if i != axis]
+        for size in list(others):
+            if size in rest and size is not None:
+                rest.remove(size)
+                others.remove(size)
+        if not all(isinstance(s, int) for s in (*rest, *others)):
+            return None if others or len(rest) != 1 else rest[0]
+        total, divisor = _product(rest), _product(others)
+        return total // divisor if divisor else None
+
+    def _along_other_axes(self, node: ir.Node, axis: int) -> Token | None:
+        first = node.inputs[0]
+        rank = self._view.rank(first)
+        if first is None or rank is None:
             return None
-        numbers = [[int(x) for x in c.reshape(-1)] for c in constants if c is not None]
+        if node.op_type == "Slice":
+            axes = self._view.constant(node.inputs[3]) if len(node.inputs) > 3 else None
+            touched = {int(a) % rank for a in axes.reshape(-1)} if axes is not None else set(range(rank))
+            return None if axis in touched else self.dim(first, axis)
+        default = None if node.op_type == "Concat" else 0
+        along = node.attributes["axis"].as_int() if "axis" in node.attributes else default
+        if along is None:
+            return None
+        along %= rank
         if node.op_type == "Gather":
-            return tuple(sizes[i] for i in numbers[0] if -len(sizes) <= i < len(sizes))
-        step = numbers[3][0] if len(numbers) > 3 else 1
-        return sizes[numbers[0][0] : numbers[1][0] : step]
-    return None
+            if self._view.rank(node.inputs[1]) != 0:
+                return None
+            return self.dim(first, axis if axis < along else axis + 1)
+        return None if axis == along else self.dim(first, axis)
 
 
-def unsqueezed_axis(view: View, node: ir.Node, rank: int) -> int | None:
-    """Return the one axis that an Unsqueeze adds, counted from the front of its ``rank``-axis output."""
-    axes = axes_of(view, node)
-    return axes[0] % rank if axes is not None and len(axes) == 1 else None
+def _product(sizes: list[Token]) -> int:
+    result = 1
+    for size in sizes:
+        result *= int(size)  # type: ignore[arg-type]
+    return result

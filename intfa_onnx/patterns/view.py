@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from intfa_onnx.patterns.dims import Dims
+
 Dim = int | str | None
 
 # Operators that read only the shape or type of the given input: they see no scores, so a match may ignore them.
@@ -33,6 +35,7 @@ class View:
         self._shapes: dict[ir.Value, tuple[Dim, ...]] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
         self._constants: dict[ir.Value, np.ndarray | None] = {}
+        self.dims = Dims(self)
         self._infer(model)
 
     def _infer(self, model: ir.Model) -> None:
@@ -79,11 +82,18 @@ class View:
 
     def dim(self, value: ir.Value | None, axis: int) -> int | None:
         """Return a dimension where it is known statically."""
-        shape = self.shape(value)
-        if shape is None or not -len(shape) <= axis < len(shape):
+        rank = self.rank(value)
+        if value is None or rank is None or not -rank <= axis < rank:
             return None
-        size = shape[axis]
+        size = self.dims.dim(value, axis % rank)
         return size if isinstance(size, int) else None
+
+    def axes(self, node: ir.Node) -> list[int] | None:
+        """Return the axes of Squeeze, Unsqueeze or a reduction, from its attribute or its second input."""
+        if "axes" in node.attributes:
+            return list(node.attributes["axes"].as_ints())
+        array = self.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return None if array is None else [int(a) for a in array.reshape(-1)]
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Return the element type, or None."""
@@ -134,19 +144,15 @@ class View:
         if node.op_type == "Constant":
             tensor = ir.convenience.get_const_tensor(value)
             return tensor.numpy() if tensor is not None and tensor.size <= _MAX_FOLDED else None
+        if node.op_type in _OVER_SIZES and (sizes := self.dims.content(value)) is not None:
+            # A size that is not known stays out of the constant, unless nobody asks for it (a Slice of a Shape).
+            return np.array(sizes, np.int64) if all(isinstance(x, int) for x in sizes) else None
         if node.op_type == "Shape":
-            return self._fold_shape(node)
+            return None
         arguments = [self.constant(i) for i in node.inputs if i is not None]
         if not arguments or any(a is None for a in arguments[: 1 if node.op_type == "CastLike" else None]):
             return None
         return _evaluate(node, [a for a in arguments if a is not None])
-
-    def _fold_shape(self, node: ir.Node) -> np.ndarray | None:
-        shape = self.shape(node.inputs[0])
-        if shape is None:
-            return None
-        dims = shape[int_attribute(node, "start", 0) : int_attribute(node, "end", len(shape))]
-        return np.array(dims, np.int64) if all(isinstance(d, int) for d in dims) else None
 
     def _rank_from_producer(self, value: ir.Value, depth: int) -> int | None:
         node = value.producer()
@@ -168,25 +174,25 @@ class View:
             return None if any(r is None for r in ranks) else max((r for r in ranks if r is not None), default=None)
         if node.op_type in _RANK_OF_FIRST and node.inputs:
             return rank(node.inputs[0])
+        if node.op_type in ("Squeeze", "Unsqueeze") and (axes := self.axes(node)) is not None:
+            inner = rank(node.inputs[0])
+            return None if inner is None else inner + (len(axes) if node.op_type == "Unsqueeze" else -len(axes))
+        if node.op_type == "Gather" and rank(node.inputs[1]) == 0:
+            inner = rank(node.inputs[0])
+            return None if inner is None else inner - 1
         return None
 
 
+# Computed as sizes first, for there a tensor may be known in part.
+_OVER_SIZES = ("Shape", "Gather", "Slice")
 _ELEMENTWISE = {"MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow"}
-_RANK_OF_FIRST = {"Softmax", "Cast", "CastLike", "Identity", "Dropout", "Sqrt", "Neg", "Slice", "Concat", "Tanh", "Exp"}
+_RANK_OF_FIRST = {"Softmax", "Cast", "CastLike", "Identity", "Dropout", "Sqrt", "Neg", "Slice", "Concat", "Tanh", "Exp", "Split"}
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
     """Return an integer attribute, or its default."""
     attribute = node.attributes.get(name)
     return default if attribute is None or attribute.is_ref() else attribute.as_int()
-
-
-def axes_of(view: View, node: ir.Node) -> list[int] | None:
-    """Return the axes of Squeeze, Unsqueeze or a reduction, from its attribute or its second input."""
-    if "axes" in node.attributes:
-        return list(node.attributes["axes"].as_ints())
-    array = view.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return None if array is None else [int(a) for a in array.reshape(-1)]
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
