@@ -37,6 +37,12 @@ struct WarpRows {
   }
 };
 
+// The order of keys inside 16 consecutive rows of the packed K: row 8h + 2t + e holds key 4t + 2h + e (t < 4, h < 2, e
+// < 2). By it the lane that owns accumulator columns 2t, 2t+1 of two adjacent 8-column tiles of S owns the keys
+// 4t..4t+3: exactly what it needs as A operand of an 8-bit P.V product, so P never moves between lanes. The float16 V^T
+// uses the same order.
+INTFA_DEVICE int packed_row(int key) { return (key & ~15) | (key & 2) << 2 | (key >> 1 & 6) | (key & 1); }
+
 // Keys that exist for a batch entry.
 INTFA_DEVICE int valid_keys(const int64_t* nonpad_kv_seqlen, int batch, int seqlen_kv) {
   if (nonpad_kv_seqlen == nullptr) return seqlen_kv;

@@ -30,12 +30,6 @@ struct View {
   bool vector4 = false;
 };
 
-// The order of keys inside 16 consecutive rows of the packed K: row 8h + 2t + e holds key 4t + 2h + e (t < 4, h < 2, e
-// < 2). By it the lane that owns accumulator columns 2t, 2t+1 of two adjacent 8-column tiles of S owns the keys
-// 4t..4t+3: exactly what it needs as A operand of an 8-bit P.V product, so P never moves between lanes. The float16 V^T
-// uses the same order.
-constexpr int packed_row(int key) { return (key & ~15) | (key & 2) << 2 | (key >> 1 & 6) | (key & 1); }
-
 // Marks of non-finite input inside the packed tensors. They are values that no finite input produces.
 constexpr int8_t kNonFiniteCode = -128;      // V^T as s8: codes end at -127
 constexpr uint16_t kNonFiniteHalf = 0x8000;  // V^T as float16: -0, which finite input writes as +0
