@@ -52,12 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 1
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a wrong option; typer's class for it depends on typer's version
-            return _fail(f"{error.format_message()} (see intfa-onnx --help)", False)
-        if type(error).__name__ == "Abort":
+    except Exception as error:  # typer's own classes, known by name since they moved between its versions
+        kind = type(error).__name__
+        if kind == "NoArgsIsHelpError":  # the help is printed
+            return 2
+        if kind == "Abort":
             return _fail("interrupted", False)
-        return _fail(f"internal error, please report it: {type(error).__name__}: {error}", "--debug" in arguments)
+        if hasattr(error, "format_message"):
+            return _fail(f"{error.format_message()} (see intfa-onnx --help)", False)
+        return _fail(f"internal error, please report it: {kind}: {error}", "--debug" in arguments)
 
 
 def _fail(message: str, debug: bool) -> int:

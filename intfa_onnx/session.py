@@ -21,7 +21,6 @@ _EXPLANATIONS = (
         "call intfa_onnx.register(session_options) before the session is made, or rewrite with --portable",
     ),
     ("INVALID_PROTOBUF", "not an ONNX file, or cut short; export it again"),
-    ("Protobuf parsing failed", "not an ONNX file, or cut short; export it again"),
     ("NO_SUCHFILE", "the model file, or one of its external data files, is not there"),
     ("External data path does not exist", "keep the model's external data file beside it"),
     ("is under development and support for this is limited", "update onnxruntime, or export with a lower opset"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -63,7 +64,7 @@ def rewrite(model: Path, scheme: str) -> tuple[Path, int, int]:
     report = output.with_suffix(".json")
     arguments = ["rewrite", str(model), "-o", str(output), "--scheme", scheme, "--report", str(report), "--force"]
     with contextlib.redirect_stdout(sys.stderr):
-        print("$ intfa-onnx", *arguments)
+        print("$ intfa-onnx", *(os.path.relpath(a) if os.path.isabs(a) else a for a in arguments))
         if intfa_onnx_command(arguments) != 0:
             sys.exit("the rewrite failed")
     attentions = json.loads(report.read_text())["attentions"]
@@ -129,7 +130,7 @@ def build_table(qualities: dict[str, Quality], seconds: dict[str, float], baseli
     row("attentions replaced / found", "", "{replaced} / {found}")
     row("cosine of embeddings, worst", "1", "{worst_cosine:.6f}")
     row("cosine of embeddings, mean", "1", "{mean_cosine:.6f}")
-    row("nearest sentence unchanged", "100.0 %", "{same_nearest:.1%}")
+    row("nearest sentence unchanged", "100.0%", "{same_nearest:.1%}")
     row("Spearman of all similarities", "1", "{spearman:.6f}")
     row("nearest is the related one", f"{baseline_partner:.1%}", "{partner_nearest:.1%}")
     base = seconds["original"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,18 +60,20 @@ def export(path: Path | None = None) -> Path:
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}  # 512 position embeddings
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.onnx")
-    torch.onnx.export(
-        Encoder().eval(),
-        (ids, mask),
-        partial,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["last_hidden_state"],
-        dynamic_shapes=(axes, axes),
-        opset_version=18,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations, and that both inputs share their symbols
+        torch.onnx.export(
+            Encoder().eval(),
+            (ids, mask),
+            partial,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["last_hidden_state"],
+            dynamic_shapes=(axes, axes),
+            opset_version=18,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     partial.rename(path)
     return path
 
