@@ -31,7 +31,8 @@ void count_conflicts(Warp& warp, const Instruction& i, int address_operand, Lane
   }
 }
 
-template <class T, int kCount, Space kSpace>
+// T: the type in memory. Slot: int64_t or uint64_t where a narrower type is loaded into a 64-bit register, which extends it.
+template <class T, int kCount, Space kSpace, class Slot = T>
 void load(Warp& warp, const Instruction& i, LaneMask mask) {  // operands: kCount results, address
   count_conflicts<T, kCount, kSpace>(warp, i, kCount, mask);
   for (int lane = 0; lane < 32; lane++) {
@@ -40,33 +41,36 @@ void load(Warp& warp, const Instruction& i, LaneMask mask) {  // operands: kCoun
     for (int k = 0; k < kCount; k++) {
       T value;
       std::memcpy(&value, p + size_t(k) * sizeof(T), sizeof(T));
-      warp.lanes<T>(i.operand[k])[lane] = widen<T>(value);
+      warp.lanes<Slot>(i.operand[k])[lane] = widen<Slot>(value);
     }
   }
 }
 
-template <class T, int kCount, Space kSpace>
+template <class T, int kCount, Space kSpace, class Slot = T>
 void store(Warp& warp, const Instruction& i, LaneMask mask) {  // operands: address, kCount values
   count_conflicts<T, kCount, kSpace>(warp, i, 0, mask);
   for (int lane = 0; lane < 32; lane++) {
     if (!(mask >> lane & 1)) continue;
     char* p = element_pointer<T, kCount, kSpace, Access::kWrite>(warp, i, 0, lane);
     for (int k = 0; k < kCount; k++) {
-      const T value = narrow<T>(warp.lanes<T>(i.operand[1 + k])[lane]);
+      const T value = narrow<T>(warp.lanes<Slot>(i.operand[1 + k])[lane]);
       std::memcpy(p + size_t(k) * sizeof(T), &value, sizeof(T));
     }
   }
 }
 
-template <class T>
+template <class T, int kCount, class Slot = T>
 void load_parameter(Warp& warp, const Instruction& i, LaneMask mask) {
   const auto& parameters = warp.machine->parameters;
-  if (i.offset < 0 || size_t(i.offset) + size_t(i.count) * sizeof(T) > parameters.size()) fail(warp, i, "parameter out of bounds");
-  for (int k = 0; k < i.count; k++) {
-    T value;
-    std::memcpy(&value, &parameters[size_t(i.offset) + size_t(k) * sizeof(T)], sizeof(T));
-    auto* d = warp.lanes<T>(i.operand[k]);
-    each_lane(mask, [&](int lane) { d[lane] = widen<T>(value); });
+  for (int lane = 0; lane < 32; lane++) {
+    if (!(mask >> lane & 1)) continue;
+    const uint64_t at = warp.lanes<uint64_t>(i.operand[kCount])[lane] + uint64_t(i.offset);
+    if (at + sizeof(T) * kCount > parameters.size()) fail(warp, i, "parameter out of bounds");
+    for (int k = 0; k < kCount; k++) {
+      T value;
+      std::memcpy(&value, &parameters[at + size_t(k) * sizeof(T)], sizeof(T));
+      warp.lanes<Slot>(i.operand[k])[lane] = widen<Slot>(value);
+    }
   }
 }
 
@@ -83,7 +87,7 @@ void add_access(Table& table, const std::string& suffix) {  // ".v2.f32"
     table.add(std::string("ld") + kind + ".shared" + suffix, {kValue, 's'}, load<T, kCount, Space::kShared>, Flow::kNone, kBytes);
     table.add(std::string("st") + kind + ".shared" + suffix, {'s', kValue}, store<T, kCount, Space::kShared>, Flow::kNone, kBytes);
   }
-  table.add("ld.param" + suffix, {kValue, 'a'}, load_parameter<T>);
+  table.add("ld.param" + suffix, {kValue, 'a'}, load_parameter<T, kCount>);
 }
 
 template <class T>
@@ -91,6 +95,14 @@ void add_accesses(Table& table, const std::string& type) {
   add_access<T, 1>(table, "." + type);
   add_access<T, 2>(table, ".v2." + type);
   if constexpr (sizeof(T) <= 4) add_access<T, 4>(table, ".v4." + type);
+  if constexpr (sizeof(T) <= 4 && std::is_integral_v<T>) {
+    using Slot = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
+    const std::string name = "." + type + kWideRegister;
+    table.add("ld.global" + name, "dg", load<T, 1, Space::kGlobal, Slot>);
+    table.add("ld.shared" + name, "ds", load<T, 1, Space::kShared, Slot>, Flow::kNone, int(sizeof(T)));
+    table.add("ld.param" + name, "da", load_parameter<T, 1, Slot>);
+    table.add("st.global" + name, "gd", store<T, 1, Space::kGlobal, Slot>);
+  }
 }
 
 // -------------------------------------------------------------------------------------------------------------- cp.async

@@ -264,6 +264,8 @@ class Parser {
       value = std::strtoull(text.c_str(), nullptr, 0);
     else if (std::find(shared_symbols_.begin(), shared_symbols_.end(), text) != shared_symbols_.end())
       value = kSharedWindow;
+    else if (const auto parameter = parameters_.find(text); parameter != parameters_.end())
+      value = parameter->second;
     else
       fail("unknown symbol " + text);
     const std::string key = "#" + std::to_string(int(c)) + ":" + std::to_string(value);
@@ -293,14 +295,11 @@ class Parser {
       rest = trim(rest.substr(space));
     }
     const size_t space = rest.find_first_of(" \t");
-    const std::string name = rest.substr(0, space);
-    const auto found = opcodes().find(name);
-    if (found == opcodes().end()) fail("unknown instruction " + name + " in: " + statement);
-    const Opcode& opcode = found->second;
+    const std::vector<std::string> operands = split_operands(space == std::string::npos ? "" : rest.substr(space));
+    const Opcode& opcode = find_opcode(rest.substr(0, space), operands);
     instruction.handler = opcode.handler;
     instruction.flow = opcode.flow;
     if (opcode.shared_access_bytes != 0) kernel_->shared_granule = std::min(kernel_->shared_granule, opcode.shared_access_bytes);
-    const std::vector<std::string> operands = split_operands(space == std::string::npos ? "" : rest.substr(space));
     bool optional = false;
     size_t next = 0;
     for (const char kind : opcode.signature) {
@@ -314,6 +313,16 @@ class Parser {
     }
     if (next != operands.size()) fail("too many operands: " + statement);
     kernel_->code.push_back(std::move(instruction));
+  }
+
+  const Opcode& find_opcode(std::string name, const std::vector<std::string>& operands) {
+    if ((name.rfind("ld.", 0) == 0 || name.rfind("st.", 0) == 0) && operands.size() == 2 && type_bytes(name.substr(name.rfind('.'))) < 8) {
+      const auto found = registers_.find(operands[name[0] == 'l' ? 0 : 1]);
+      if (found != registers_.end() && found->second.c == SlotClass::k64) name += kWideRegister;
+    }
+    const auto found = opcodes().find(name);
+    if (found == opcodes().end()) fail("unknown instruction " + name);
+    return found->second;
   }
 
   void push(Instruction& instruction, int operand_slot) {
@@ -360,16 +369,9 @@ class Parser {
     if (operand[0] != '[') fail("expected an address: " + instruction.text);
     std::string base = trim(operand.substr(1, operand.size() - 2));
     int64_t offset = 0;
-    if (const size_t sign = base.find_last_of("+-"); sign != std::string::npos && sign > 0) {
-      const size_t digits = base[sign] == '+' ? sign + 1 : sign;
-      offset = std::strtoll(base.c_str() + digits, nullptr, 0);
+    if (const size_t sign = base.find_first_of("+-", 1); sign != std::string::npos) {  // register+8, register+-8
+      offset = std::strtoll(base.c_str() + sign + (base[sign] == '+'), nullptr, 0);
       base = trim(base.substr(0, sign));
-    }
-    if (kind == 'a') {
-      const auto found = parameters_.find(base);
-      if (found == parameters_.end()) fail("unknown kernel parameter " + base);
-      instruction.offset = int64_t(found->second) + offset;
-      return;
     }
     // cp.async has two addresses; an offset could belong to either, and nvcc writes none there
     if (offset != 0 && instruction.offset != 0) fail("two offset addresses: " + instruction.text);

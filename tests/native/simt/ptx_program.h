@@ -22,7 +22,7 @@ enum class Flow { kNone, kBranch, kBarrier, kExit };
 // signature, one letter per operand:
 //   r  32-bit slot (16- and 8-bit values live in its low bits)      d  64-bit slot      p  predicate, may be negated
 //   V  {vector} of 32-bit slots or one of them                      W  same, 64-bit      X  a 64-bit slot or {vector} of 32-bit ones
-//   s  [shared address + offset]      g  [global address + offset]      a  [kernel parameter + offset]
+//   s  [shared address + offset]      g  [global address + offset]      a  [address in the parameter block + offset]
 //   i  integer constant      l  label      t  32-bit result, optionally |predicate
 //   ?  the operands after it may be missing
 struct Opcode {
@@ -32,6 +32,8 @@ struct Opcode {
   int shared_access_bytes = 0;  // per lane, 0: does not touch shared memory
 };
 const std::map<std::string, Opcode>& opcodes();
+// Loads and stores may have a register wider than their type; with a 64-bit one the table has them under this suffix.
+constexpr const char* kWideRegister = "(64-bit register)";
 
 struct Instruction {
   static constexpr int kOperands = 16;

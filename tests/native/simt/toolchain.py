@@ -11,7 +11,8 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SIMT = Path(__file__).resolve().parent
@@ -20,7 +21,7 @@ PLUGIN = ROOT / "plugin"
 BUILD = ROOT / "build" / "simt"
 
 # No contraction: the host's float arithmetic must round as the PTX says.
-_CXX = ["g++", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-fwrapv", "-march=native", "-Wall", "-Wextra"]
+_CXX = ["g++", "-std=c++20", "-fPIC", "-ffp-contract=off", "-fwrapv", "-march=native", "-Wall", "-Wextra"]
 _KERNEL_WARNINGS = ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"]
 _RUNTIME = [
     "fiber.cc",
@@ -74,14 +75,23 @@ def _build(stem: str, suffix: str, inputs: Sequence[Path], command: Sequence[str
     return output
 
 
+def _parallel(jobs: Sequence[Callable[[], Path]]) -> list[Path]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda job: job(), jobs))
+
+
 def runtime(sanitizer: str = "") -> Path:
     """The simulators as a shared library; never instrumented itself, ``sanitizer`` says what its kernels are built with."""
     sources = [SIMT / name for name in _RUNTIME]
     define = [f"-DSIMT_{sanitizer.upper()}"] if sanitizer else []
+    headers = [p for p in _sources(SIMT) if p.suffix == ".h"]
+    compile_ = [*_CXX, "-O2", "-c", "-Wno-psabi", *define, "-fvisibility=hidden"]
+    objects = _parallel(
+        [(lambda s=s: _build(f"simt{sanitizer}-{s.stem}", ".o", [*headers, s], [*compile_, str(s)])) for s in sources]
+    )
     # -Bsymbolic: an inline function that an instrumented kernel library also has must not replace the runtime's own.
-    command = [*_CXX, "-O3", "-Wno-psabi", *define, "-fvisibility=hidden", "-Wl,-Bsymbolic", *map(str, sources), "-ldl"]
-    inputs = [p for p in _sources(SIMT) if p.suffix == ".h" or p.name in _RUNTIME]
-    return _build(f"libsimt{sanitizer}", ".so", inputs, command)
+    command = [*_CXX, "-shared", "-Wl,-Bsymbolic", *map(str, objects), "-ldl"]
+    return _build(f"libsimt{sanitizer}", ".so", objects, command)
 
 
 def host_library(
@@ -104,14 +114,20 @@ def host_library(
         defines: further ``-D`` options.
     """
     library = runtime(sanitizer)
-    if sanitizer:
-        optimize = "-O1"
-    command = [
-        *_CXX, optimize, *(["-g1"] if sanitizer else []), *_KERNEL_WARNINGS, *SANITIZERS[sanitizer], *defines,
-        f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", *map(str, sources), str(library), f"-Wl,-rpath,{BUILD}",
+    flags = ["-O1", "-g1"] if sanitizer else [optimize]
+    compile_ = [
+        *_CXX, "-c", *flags, *_KERNEL_WARNINGS, *SANITIZERS[sanitizer], *defines,
+        f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", "-xc++",
     ]  # fmt: skip
-    inputs = [*_sources(plugin, SIMT), library]
-    return _build(f"{stem}{sanitizer}", ".so", inputs, command)
+    headers = [p for p in _sources(plugin, SIMT) if p.suffix in (".h", ".cuh")]
+    objects = _parallel(
+        [
+            (lambda s=s: _build(f"{stem}{sanitizer}-{s.stem}", ".o", [*headers, s], [*compile_, str(s)]))
+            for s in sources
+        ]
+    )
+    link = [*_CXX, "-shared", *SANITIZERS[sanitizer], *map(str, objects), str(library), f"-Wl,-rpath,{BUILD}"]
+    return _build(f"{stem}{sanitizer}", ".so", [*objects, library], link)
 
 
 def nvcc() -> str | None:
@@ -134,7 +150,7 @@ def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "compute_
     compiler = nvcc()
     assert compiler is not None, "ask nvcc() first"
     command = [
-        compiler, "-std=c++20", "-ptx", "-fmad=false", f"-arch={arch}", *defines,
+        compiler, "-std=c++20", "--expt-relaxed-constexpr", "-ptx", "-fmad=false", f"-arch={arch}", *defines,
         f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", str(source),
     ]  # fmt: skip
     return _build(stem, ".ptx", [*_sources(plugin), source, *_sources(SIMT)], command)
