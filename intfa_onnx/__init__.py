@@ -1,6 +1,7 @@
 """INT8 FlashAttention for ONNX models."""
 
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.native import get_library_path, register
 from intfa_onnx.report import AttentionReport
 from intfa_onnx.rewrite import RewriteResult, rewrite
 
@@ -12,5 +13,7 @@ __all__ = [
     "ModelError",
     "RewriteResult",
     "UnsupportedError",
+    "get_library_path",
+    "register",
     "rewrite",
 ]

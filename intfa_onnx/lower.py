@@ -55,9 +55,7 @@ def _fused_node(match: AttentionMatch, inputs: dict[str, ir.Value], options: Opt
     return node
 
 
-def _replace(
-    view: View, old: ir.Value, operand: Operand, result: ir.Value, emitter: Emitter, names: Names
-) -> None:
+def _replace(view: View, old: ir.Value, operand: Operand, result: ir.Value, emitter: Emitter, names: Names) -> None:
     """Compute ``operand`` where ``old`` was computed, under its name."""
     new = emitter.value(operand)
     producer = old.producer()
@@ -93,6 +91,11 @@ def _remove_unused(node: ir.Node | None) -> None:
         node.graph.remove(node, safe=True)
         for value in inputs:
             pending.append(value.producer())
-            if value.is_initializer() and not value.is_graph_input() and not value.is_graph_output() and not value.uses():
+            if (
+                value.is_initializer()
+                and not value.is_graph_input()
+                and not value.is_graph_output()
+                and not value.uses()
+            ):
                 assert value.graph is not None
                 del value.graph.initializers[value.name]

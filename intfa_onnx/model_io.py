@@ -166,7 +166,9 @@ def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -
         if os.path.samefile(source, target):
             return
         if not force:
-            raise ModelError(f"external data file '{target}' exists. Choose another folder, or give --force (force=True)")
+            raise ModelError(
+                f"external data file '{target}' exists. Choose another folder, or give --force (force=True)"
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     undo.append(partial)

@@ -1,8 +1,8 @@
-"""The float meaning of ``IntFlashAttention`` as model-local functions, so that a file runs where the library is absent.
+"""The float meaning of ``IntFlashAttention`` as model-local functions: the file then also runs without the library.
 
-ONNX Runtime runs the registered kernel when there is one and the function body when there is none. A body is written for one
-configuration (which inputs are there, packed or separate heads, attribute values); each further configuration of a model is an
-overload of the same function. The bodies state the exact attention, without quantization, in float32.
+ONNX Runtime runs the registered kernel when there is one and the function body when there is none. A body is written for
+one configuration (which inputs are there, packed or separate heads, attribute values); each further configuration of a model
+is an overload of the same function. The bodies state the exact attention, without quantization, in float32.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def _heads(x: Operand, num_heads: int) -> Operand:
 def _repeat_heads(x: Operand, q: Operand) -> Operand:
     """[B, Hkv, S, D] -> [B, Hq, S, D]: key head h serves the query heads h*G .. h*G+G-1."""
     group = Call("Div", (_size(q, 1), _size(x, 1)))
-    wide = Call("Expand", (Call("Unsqueeze", (x,), {"axes": [2]}), Call("Concat", (_i([1, 1]), group, _i([1, 1])), {"axis": 0})))
+    repeats = Call("Concat", (_i([1, 1]), group, _i([1, 1])), {"axis": 0})
+    wide = Call("Expand", (Call("Unsqueeze", (x,), {"axes": [2]}), repeats))
     return Call("Reshape", (wide, Call("Concat", (_size(x, 0), _size(q, 1), _size(x, 2), _size(x, 3)), {"axis": 0})))
 
 

@@ -10,12 +10,12 @@ from typing import Protocol, cast
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns import fused, softmax, standard
+from intfa_onnx.patterns import decomposed, fused, softmax, standard
 from intfa_onnx.patterns.absorb import absorb
 from intfa_onnx.patterns.match import AttentionMatch, NoMatch, Rejection
 from intfa_onnx.patterns.view import View
 
-FAMILIES = (softmax, standard, fused)
+FAMILIES = (softmax, decomposed, standard, fused)
 
 __all__ = ["FAMILIES", "AttentionMatch", "Family", "Rejection", "View", "anchors", "match_anchor"]
 
@@ -42,6 +42,7 @@ def anchors(graph: ir.Graph | ir.Function) -> list[tuple[Family, ir.Node]]:
 def match_anchor(view: View, family: Family, anchor: ir.Node) -> AttentionMatch | Rejection:
     """Match one anchor and absorb what can be absorbed."""
     try:
-        return absorb(view, family.match(view, anchor))
+        match = family.match(view, anchor)
+        return absorb(view, match) if match.around else match
     except NoMatch as reason:
         return Rejection(anchor, family.NAME, str(reason), supported=family.NAME == fused.NAME)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, transpose
+from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, join, shape_slice, transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
 _BHSD_FROM_BSHD = (0, 2, 1, 3)
@@ -19,8 +19,6 @@ _BHSD_FROM_BSHD = (0, 2, 1, 3)
 
 def absorb(view: View, match: AttentionMatch) -> AttentionMatch:
     """Apply every absorption, then bring the operands to four axes (or three, with the heads packed)."""
-    if match.family == "attention":
-        return match  # the standard operator has nothing around it
     for step in _STEPS:
         match = step(view, match)
     return match
@@ -156,14 +154,54 @@ def _number(view: View, x: Operand) -> float | None:
 
 
 def _four_axes(view: View, match: AttentionMatch) -> AttentionMatch:
-    """Bring operands of two or three axes to [B, H, S, D]."""
-    missing = 4 - match.rank
-    if missing == 0:
+    """Bring operands of another number of axes to [B, H, S, D]."""
+    if match.rank == 4:
         return match
-    axes = [0, 1][:missing] if match.rank == 2 else [1]
-    inputs: dict[str, Operand] = {n: Call("Unsqueeze", (x,), {"axes": axes}) for n, x in match.inputs.items()}
-    outputs = {v: _substitute(x, Call("Squeeze", (RESULT,), {"axes": axes})) for v, x in match.outputs.items()}
-    return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=1, kv_num_heads=1)
+    inputs = dict(match.inputs)
+    mask = inputs.pop("attn_mask", None)
+    result: Operand
+    if match.rank < 4:
+        axes = {2: [0, 1], 3: [1]}[match.rank]
+        inputs = {n: Call("Unsqueeze", (x,), {"axes": axes}) for n, x in inputs.items()}
+        result = Call("Squeeze", (RESULT,), {"axes": axes})
+        mask_rank = _rank(view, mask) if mask is not None else 0
+        if mask is not None and match.rank == 3 and (mask_rank is None or mask_rank > 2):
+            if mask_rank is None:
+                mask = Call("Expand", (mask, _scores_shape(match)))
+            mask = Call("Unsqueeze", (mask,), {"axes": axes})
+        heads = (1, 1)
+    else:
+        q, v = inputs["Q"], inputs["V"]
+        if mask is not None:
+            mask = _merge_leading(Call("Expand", (mask, _scores_shape(match))))
+        inputs = {n: _merge_leading(x) for n, x in inputs.items()}
+        result = Call("Reshape", (RESULT, join(shape_slice(q, 0, -1), shape_slice(v, -1, None))))
+        heads = (None, None)
+    if mask is not None:
+        inputs["attn_mask"] = mask
+    outputs = {value: _substitute(x, result) for value, x in match.outputs.items()}
+    return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=heads[0], kv_num_heads=heads[1])
+
+
+def _scores_shape(match: AttentionMatch) -> Operand:
+    return join(shape_slice(match.inputs["Q"], 0, -1), shape_slice(match.inputs["K"], -2, -1))
+
+
+def _merge_leading(x: Operand) -> Operand:
+    """[..., H, S, D] -> [B, H, S, D]."""
+    return Call("Reshape", (x, join(Const(np.array([-1], np.int64)), shape_slice(x, -3, None))))
+
+
+def _rank(view: View, x: Operand) -> int | None:
+    """Number of axes of a mask."""
+    if isinstance(x, Const):
+        return x.array.ndim
+    if isinstance(x, ir.Value):
+        return view.rank(x)
+    if isinstance(x, Call) and x.op_type in ("Add", "Where", "Mul", "Div", "Max", "Neg", "Not"):
+        ranks = [_rank(view, i) for i in x.inputs]
+        return None if None in ranks else max(r for r in ranks if r is not None)
+    return None
 
 
 def _substitute(x: Operand, result: Operand) -> Operand:
@@ -178,7 +216,12 @@ def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:
     bases = [_bshd(view, match.inputs[name]) for name in ("Q", "K", "V")]
     target = _only_reader(view, next(iter(match.outputs)), "Transpose")
     is_back = target is not None and _perm(target.outputs[0], target, 4) == [0, 2, 1, 3]
-    if target is None or not is_back or any(b is None for b in bases) or match.outputs[next(iter(match.outputs))] is not RESULT:
+    if (
+        target is None
+        or not is_back
+        or any(b is None for b in bases)
+        or match.outputs[next(iter(match.outputs))] is not RESULT
+    ):
         return match
     (q, heads), (k, kv_heads), (v, v_heads) = (b for b in bases if b is not None)
     if kv_heads != v_heads or match.head_dim_v is None:
@@ -190,7 +233,9 @@ def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:
         if node.op_type != "Shape":
             return match
         perm = [0, 2, 1, 3][int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
-        outputs[node.outputs[0]] = Call("Gather", (Call("Shape", (bshd,)), Const(np.array(perm, np.int64))), {"axis": 0})
+        outputs[node.outputs[0]] = Call(
+            "Gather", (Call("Shape", (bshd,)), Const(np.array(perm, np.int64))), {"axis": 0}
+        )
     outputs.update({v: x for v, x in match.outputs.items() if v is not pv_out})
     return replace(
         match,

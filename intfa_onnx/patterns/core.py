@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, NoMatch, Operand, node_name, transpose
+from intfa_onnx.patterns.match import (
+    RESULT,
+    AttentionMatch,
+    Call,
+    Const,
+    NoMatch,
+    Operand,
+    join,
+    node_name,
+    shape_slice,
+    slice_of,
+    transpose,
+)
 from intfa_onnx.patterns.products import Product, pv_product, qk_product
 from intfa_onnx.patterns.view import View, int_attribute
 
@@ -27,14 +39,19 @@ class _Scores:
     """The meaning of a value between Q K^T and softmax: ``cap(Q K^T * row_scale * scale) + mask``."""
 
     scale: float = 1.0
-    row_scale: list[tuple[str, ir.Value]] = field(default_factory=list)  # run-time factors, broadcast over keys: go to Q
+    row_scale: list[tuple[str, ir.Value]] = field(
+        default_factory=list
+    )  # run-time factors, broadcast over keys: go to Q
     mask: Operand | None = None
     softcap: float = 0.0
     tanh: bool = False  # between a Tanh and the Mul that follows it
+    shape: Operand | None = None  # shape at this point where it is not the one of Q K^T any more
     may_exclude: bool = False  # some key may get -inf
 
 
-def match_core(view: View, anchor: ir.Node, family: str, scores: ir.Value, probs: ir.Value) -> AttentionMatch:
+def match_core(
+    view: View, anchor: ir.Node, family: str, scores: ir.Value, probs: ir.Value, readers: set[ir.Node]
+) -> AttentionMatch:
     """Match ``P = softmax(scores)`` over the last axis as part of an attention.
 
     Args:
@@ -43,45 +60,56 @@ def match_core(view: View, anchor: ir.Node, family: str, scores: ir.Value, probs
         family: name of the calling family.
         scores: input of the softmax.
         probs: output of the softmax.
+        readers: the nodes of the softmax that read the scores.
 
     Raises:
         NoMatch: with the reason.
     """
-    pv_node, side, guarded, factor, path_down = _walk_down(view, probs)
+    check_readers(view, scores, readers)
+    down = _walk_down(view, probs)
     qk_node, path_up = _walk_up(view, scores)
     qk = qk_product(view, qk_node)
-    pv = pv_product(view, pv_node, side)
+    pv = pv_product(view, down.node, down.side)
     for value in (qk.second, pv.second):
         if view.is_constant(value):
             raise NoMatch(f"{'K' if value is qk.second else 'V'} is a constant: a gate, not attention")
-    meaning = _read_scores(view, qk_node, path_up)
-    dtype = _common_dtype(view, qk.first, qk.second, pv.second)
-
+    dtype = _float_dtype(view, qk.first)
+    meaning = _read_scores(view, qk_node, path_up, _scores_shape(qk))
     notes: tuple[str, ...] = ()
-    if meaning.may_exclude and not guarded:
+    if meaning.may_exclude and not down.guarded:
         notes = ("a row with every key masked gives 0 where the original gives NaN",)
     q: Operand = transpose(qk.first, qk.first_perm)
     for op, value in meaning.row_scale:
         q = Call(op, (q, value))
-    inputs: dict[str, Operand] = {
-        "Q": q,
-        "K": transpose(qk.second, qk.second_perm),
-        "V": transpose(pv.second, pv.second_perm),
-    }
+    v, from_pv_type = _value_operand(view, pv.second, dtype)
+    v = transpose(v, pv.second_perm)
+    result: Operand = RESULT
+    if down.factor != 1.0:
+        result = Call("Mul", (result, Const(np.array(down.factor, dtype.numpy()))))
+    if view.dims.of(pv.first) != view.dims.of(qk_node.outputs[0]) and (down.reshaped or meaning.shape is not None):
+        _check_same_rows(view, qk_node.outputs[0], pv.first)
+        # The products work on different leading axes: V comes to those of Q, and the result goes back to those of V.
+        original = v
+        v = Call("Reshape", (v, join(shape_slice(q, 0, -2), shape_slice(v, -2, None))))
+        tail = shape_slice(result, -2, None)
+        result = Call("Reshape", (result, join(shape_slice(original, 0, -2), tail)))
+    if from_pv_type is not None:
+        result = Call("Cast", (result,), {"to": int(from_pv_type)})
+    inputs: dict[str, Operand] = {"Q": q, "K": transpose(qk.second, qk.second_perm), "V": v}
     if meaning.mask is not None:
         inputs["attn_mask"] = meaning.mask
-    result: Operand = RESULT if factor == 1.0 else Call("Mul", (RESULT, Const(np.array(factor, dtype.numpy()))))
-    outputs: dict[ir.Value, Operand] = {pv_node.outputs[0]: transpose(result, pv.result_perm)}
-    outputs.update(_replace_metadata_readers(view, qk, [*path_up_values(qk_node, path_up), *path_down]))
-    match = AttentionMatch(
+    outputs: dict[ir.Value, Operand] = {down.node.outputs[0]: transpose(result, pv.result_perm)}
+    outputs.update(_replace_metadata_readers(view, qk, [*path_up_values(qk_node, path_up), *down.values]))
+    return AttentionMatch(
         anchor=anchor,
-        place=pv_node,
+        place=down.node,
         family=family,
         inputs=inputs,
         attributes={"scale": meaning.scale, "softcap": meaning.softcap},
         outputs=outputs,
         dtype=dtype,
         rank=qk.rank,
+        around=True,
         head_dim=view.dim(qk.first, qk.first_perm[-1]) or view.dim(qk.second, qk.second_perm[-1]),
         head_dim_v=view.dim(pv.second, pv.second_perm[-1]),
         num_heads=view.dim(qk.first, qk.first_perm[1]) if qk.rank == 4 else None,
@@ -89,12 +117,22 @@ def match_core(view: View, anchor: ir.Node, family: str, scores: ir.Value, probs
         absorbed=(("mask",) if meaning.mask is not None else ()) + (("softcap",) if meaning.softcap else ()),
         notes=notes,
     )
-    return match
 
 
-def _walk_down(view: View, probs: ir.Value) -> tuple[ir.Node, int, bool, float, list[ir.Value]]:
-    """Follow P to the product with V: its node, P's side, whether NaN is replaced by 0, a factor, the values passed."""
-    value, guarded, factor, passed = probs, False, 1.0, []
+@dataclass
+class _Down:
+    """The way from the softmax to the product with V."""
+
+    node: ir.Node
+    side: int  # by which input P enters the product
+    values: list[ir.Value]
+    guarded: bool = False  # NaN is replaced by 0
+    factor: float = 1.0
+    reshaped: bool = False
+
+
+def _walk_down(view: View, probs: ir.Value) -> _Down:
+    value, guarded, reshaped, factor, passed = probs, False, False, 1.0, []
     for _ in range(_MAX_STEPS):
         passed.append(value)
         if value.is_graph_output():
@@ -107,17 +145,46 @@ def _walk_down(view: View, probs: ir.Value) -> tuple[ir.Node, int, bool, float, 
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
         if node.op_type in ("MatMul", "Einsum"):
-            return node, index, guarded, factor, passed
+            return _Down(node, index, passed, guarded, factor, reshaped)
         if node.op_type in _SAME_VALUE or (node.op_type == "Dropout" and _is_idle_dropout(view, node)):
             pass
-        elif node.op_type in ("Mul", "Div") and (c := view.scalar(node.inputs[1 - index])) and not (
-            node.op_type == "Div" and index == 1
+        elif node.op_type in _SAME_ELEMENTS:
+            reshaped = True
+        elif (
+            node.op_type in ("Mul", "Div")
+            and (constant := view.scalar(node.inputs[1 - index]))
+            and not (node.op_type == "Div" and index == 1)
         ):
-            factor *= c if node.op_type == "Mul" else 1 / c
+            factor *= constant if node.op_type == "Mul" else 1 / constant
         else:
-            raise NoMatch(f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V")
+            raise NoMatch(
+                f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V"
+            )
         value = node.outputs[0]
     raise NoMatch("no product with V below the softmax")
+
+
+def _check_same_rows(view: View, scores: ir.Value, probs: ir.Value) -> None:
+    """Check that P, reshaped, still has one row per query and one column per key."""
+    before, after = view.dims.of(scores), view.dims.of(probs)
+    if before is None or after is None or before[-2:] != after[-2:]:
+        raise NoMatch("the probabilities are reshaped, and their last two axes are not provably those of Q K^T")
+
+
+def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[ir.Value, ir.DataType | None]:
+    """Return V in the type of Q, and the type to cast the result to where that differs."""
+    found = view.dtype(value)
+    if found == dtype:
+        return value, None
+    node = value.producer()
+    if (
+        node is not None
+        and node.op_type == "Cast"
+        and node.inputs[0] is not None
+        and view.dtype(node.inputs[0]) == dtype
+    ):
+        return node.inputs[0], found
+    raise NoMatch(f"V has type {found.name if found else 'unknown'} where Q has {dtype.name}")
 
 
 def _nan_guard(view: View, probs: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Value:
@@ -167,11 +234,26 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
             best = candidate
     if best is None:
         return None
-    readers = view.readers(value)
-    if value.is_graph_output() or (len({n for n, _ in readers}) > 1 and depth > 0):
-        blocked.append(f"the scores have other consumers ({_op_types(readers)})")
+    try:
+        if depth > 0:
+            check_readers(view, value, {n for n, _ in view.readers(value)[:1]})
+    except NoMatch as reason:
+        blocked.append(str(reason))
         return None
     return best
+
+
+def check_readers(view: View, scores: ir.Value, expected: set[ir.Node]) -> None:
+    """Check that only the expected nodes need the scores.
+
+    Raises:
+        NoMatch: the scores are an output of the graph, or other nodes read them.
+    """
+    if scores.is_graph_output():
+        raise NoMatch("the scores are an output of the graph")
+    others = [(n, i) for n, i in view.readers(scores) if n not in expected]
+    if others:
+        raise NoMatch(f"the scores have other consumers ({_op_types(others)})")
 
 
 # Which inputs the scores may come through, in order of preference.
@@ -188,7 +270,7 @@ def _cost(path: _Path) -> int:
     return sum(5 if n.op_type in (*_SAME_ELEMENTS, "Transpose", "Tanh") else 1 for n, _ in path)
 
 
-def _read_scores(view: View, qk_node: ir.Node, path: _Path) -> _Scores:
+def _read_scores(view: View, qk_node: ir.Node, path: _Path, core_shape: Operand) -> _Scores:
     """Read the steps from Q K^T to the softmax, first to last."""
     meaning = _Scores()
     for node, index in path:
@@ -209,12 +291,34 @@ def _read_scores(view: View, qk_node: ir.Node, path: _Path) -> _Scores:
             meaning.softcap = 1.0
         elif op in ("Max", "Clip"):
             _read_floor(view, meaning, node, index)
+        elif op in _SAME_ELEMENTS:
+            _read_reshape(view, meaning, node, core_shape)
         else:
             raise NoMatch(f"{op} ('{node_name(node)}') between Q K^T and softmax is not understood")
     if meaning.softcap:
         # cap * tanh(s * f) = cap * tanh((s * f * cap) / cap)
         meaning.scale *= meaning.softcap
+    if meaning.mask is not None and meaning.shape is not None:
+        meaning.mask = Call("Reshape", (Call("Expand", (meaning.mask, meaning.shape)), core_shape))
     return meaning
+
+
+def _read_reshape(view: View, meaning: _Scores, node: ir.Node, core_shape: Operand) -> None:
+    """Follow the shape of the scores, so that a mask given for the new shape can be brought back to that of Q K^T."""
+    before = core_shape if meaning.shape is None else meaning.shape
+    others = tuple(_required(i) for i in node.inputs[1:])
+    attributes = {n: a.value for n, a in node.attributes.items()}
+    if meaning.mask is not None:
+        meaning.mask = Call(node.op_type, (Call("Expand", (meaning.mask, before)), *others), attributes)
+    sizes = view.dims.of(node.outputs[0])
+    if sizes is not None and all(isinstance(s, int) for s in sizes):
+        meaning.shape = Const(np.array(sizes, np.int64))
+    elif node.op_type == "Reshape" and (given := view.dims.content(others[0])) and not {0, -1, None} & set(given):
+        meaning.shape = others[0]
+    else:
+        # The target holds 0 or -1: let the operator itself say what comes out, on one byte per score.
+        blank = Call("Expand", (Const(np.array(False)), before))
+        meaning.shape = Call("Shape", (Call(node.op_type, (blank, *others), attributes),))
 
 
 def _read_factor(view: View, meaning: _Scores, node: ir.Node, other: ir.Value) -> None:
@@ -297,22 +401,20 @@ def _replace_metadata_readers(view: View, qk: Product, values: list[ir.Value]) -
                     "Cast", (_required(node.inputs[0]),), {"to": int(_float_dtype(view, value))}
                 )
                 continue
-            # [..., Sq, D] without D, then the number of keys
-            q, k = transpose(qk.first, qk.first_perm), transpose(qk.second, qk.second_perm)
-            rows = Call("Slice", (Call("Shape", (q,)), _index(0), _index(-1)))
-            keys = Call("Slice", (Call("Shape", (k,)), _index(-2), _index(-1)))
-            shape: Operand = Call("Concat", (rows, keys), {"axis": 0})
+            shape = _scores_shape(qk)
             if node.op_type == "Size":
                 shape = Call("ReduceProd", (shape,), {"keepdims": 0})
             elif "start" in node.attributes or "end" in node.attributes:
                 start, end = int_attribute(node, "start", 0), int_attribute(node, "end", qk.rank)
-                shape = Call("Slice", (shape, _index(start), _index(end)))
+                shape = slice_of(shape, start, end)
             replaced[node.outputs[0]] = shape
     return replaced
 
 
-def _index(i: int) -> Const:
-    return Const(np.array([i], np.int64))
+def _scores_shape(qk: Product) -> Operand:
+    """[..., Sq, Skv] from the shapes of Q and K."""
+    q, k = transpose(qk.first, qk.first_perm), transpose(qk.second, qk.second_perm)
+    return join(shape_slice(q, 0, -1), shape_slice(k, -2, -1))
 
 
 def _required(value: ir.Value | None) -> ir.Value:
@@ -323,18 +425,9 @@ def _required(value: ir.Value | None) -> ir.Value:
 
 def _float_dtype(view: View, value: ir.Value) -> ir.DataType:
     dtype = view.dtype(value)
-    if dtype is None:
-        raise NoMatch("the element type of the scores is not known")
-    return dtype
-
-
-def _common_dtype(view: View, *values: ir.Value) -> ir.DataType:
-    found = {d for d in (view.dtype(v) for v in values) if d is not None}
-    if len(found) != 1:
-        raise NoMatch("the element type of Q, K and V is not known" if not found else f"Q, K and V differ in type: {found}")
-    dtype = found.pop()
     if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        raise NoMatch(f"element type {dtype.name} is unsupported (supported: FLOAT, FLOAT16, BFLOAT16)")
+        found = dtype.name if dtype is not None else "unknown"
+        raise NoMatch(f"element type {found} is unsupported (supported: FLOAT, FLOAT16, BFLOAT16)")
     return dtype
 
 

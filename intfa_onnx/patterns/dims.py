@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 Token = int | str | tuple[ir.Value, int]
 
 _MAX_DEPTH = 40
-_SAME_SHAPE = ("Identity", "Cast", "CastLike", "Softmax", "Neg", "Sqrt", "Tanh", "RotaryEmbedding", "LayerNormalization")
+_SAME_SHAPE = (
+    "Identity",
+    "Cast",
+    "CastLike",
+    "Softmax",
+    "Neg",
+    "Sqrt",
+    "Tanh",
+    "RotaryEmbedding",
+    "LayerNormalization",
+)
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Where", "Pow")
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Add": operator.add,
@@ -186,8 +196,8 @@ class Dims:
             return None
         if node.op_type == "Slice":
             axes = self._view.constant(node.inputs[3]) if len(node.inputs) > 3 else None
-            touched = {int(a) % rank for a in axes.reshape(-1)} if axes is not None else set(range(rank))
-            return None if axis in touched else self.dim(first, axis)
+            listed = [int(a) % rank for a in axes.reshape(-1)] if axes is not None else list(range(rank))
+            return self._sliced(node, listed.index(axis), axis) if axis in listed else self.dim(first, axis)
         default = None if node.op_type == "Concat" else 0
         along = node.attributes["axis"].as_int() if "axis" in node.attributes else default
         if along is None:
@@ -197,7 +207,21 @@ class Dims:
             if self._view.rank(node.inputs[1]) != 0:
                 return None
             return self.dim(first, axis if axis < along else axis + 1)
-        return None if axis == along else self.dim(first, axis)
+        if axis != along:
+            return self.dim(first, axis)
+        parts = [self.dim(i, axis) for i in node.inputs if i is not None]
+        whole = node.op_type == "Concat" and all(isinstance(p, int) for p in parts)
+        return sum(int(p) for p in parts if isinstance(p, int)) if whole else None
+
+    def _sliced(self, node: ir.Node, position: int, axis: int) -> Token | None:
+        """Size of a sliced axis with constant bounds; ``position`` is its place among the sliced axes."""
+        bounds = [self._view.constant(i) for i in node.inputs[1:3]]
+        step = self._view.constant(node.inputs[4]) if len(node.inputs) > 4 else None
+        size = self.dim(node.inputs[0], axis) if node.inputs[0] is not None else None
+        if not isinstance(size, int) or any(b is None for b in bounds) or (len(node.inputs) > 4 and step is None):
+            return None
+        start, end = (int(b.reshape(-1)[position]) for b in bounds if b is not None)
+        return len(range(size)[start : end : int(step.reshape(-1)[position]) if step is not None else 1])
 
 
 def _product(sizes: list[Token]) -> int:

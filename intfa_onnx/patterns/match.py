@@ -51,6 +51,7 @@ class AttentionMatch:
         inputs: operand of each used input, by its name in ``op_schema.INPUTS``.
         attributes: attributes by their name in ``op_schema.ATTRIBUTES``, defaults left out.
         outputs: graph value -> operand that takes its place; the one that the attention computes comes first.
+        around: whether nodes around the attention may be absorbed; an operator that is one attention has none.
         states: graph values that become present_key, present_value; None where unused.
         head_dim, head_dim_v, num_heads, kv_num_heads: None where not known statically.
         dtype: element type of Q, K and V.
@@ -67,6 +68,7 @@ class AttentionMatch:
     outputs: Mapping[ir.Value, Operand]
     dtype: ir.DataType
     rank: int = 4
+    around: bool = False
     states: tuple[ir.Value | None, ir.Value | None] = (None, None)
     head_dim: int | None = None
     head_dim_v: int | None = None
@@ -98,3 +100,19 @@ def node_name(node: ir.Node) -> str:
 def transpose(x: Operand, perm: tuple[int, ...]) -> Operand:
     """Return ``x`` transposed; ``x`` itself where ``perm`` is the identity."""
     return x if perm == tuple(range(len(perm))) else Call("Transpose", (x,), {"perm": list(perm)})
+
+
+def slice_of(x: Operand, start: int, end: int | None) -> Operand:
+    """Return ``x[start:end]`` of a tensor with one axis."""
+    bounds = (start, np.iinfo(np.int64).max if end is None else end)
+    return Call("Slice", (x, *(Const(np.array([b], np.int64)) for b in bounds)))
+
+
+def shape_slice(x: Operand, start: int, end: int | None) -> Operand:
+    """Return some of the sizes of ``x``."""
+    return slice_of(Call("Shape", (x,)), start, end)
+
+
+def join(a: Operand, b: Operand) -> Operand:
+    """Return the concatenation of two lists of sizes."""
+    return Call("Concat", (a, b), {"axis": 0})

@@ -30,5 +30,7 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
     axis = int_attribute(anchor, "axis", -1 if view.opset(anchor) >= 13 else 1)
     rank = view.rank(scores)
     if axis != -1 and (rank is None or axis != rank - 1):
-        raise NoMatch(f"softmax over axis {axis}, which is not the last" if rank else f"softmax over axis {axis} of unknown rank")
-    return match_core(view, anchor, NAME, scores, anchor.outputs[0])
+        raise NoMatch(
+            f"softmax over axis {axis}, which is not the last" if rank else f"softmax over axis {axis} of unknown rank"
+        )
+    return match_core(view, anchor, NAME, scores, anchor.outputs[0], {anchor})

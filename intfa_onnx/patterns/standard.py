@@ -38,7 +38,9 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
     if scores is not None and (scores.uses() or scores.is_graph_output()):
         raise NoMatch("the output qk_matmul_output is used")
     inputs: dict[str, Operand] = {n: v for n, v in zip(_INPUTS, anchor.inputs, strict=False) if v is not None}
-    attributes = {ours: anchor.attributes[name].value for name, ours in _ATTRIBUTES.items() if name in anchor.attributes}
+    attributes = {
+        ours: anchor.attributes[name].value for name, ours in _ATTRIBUTES.items() if name in anchor.attributes
+    }
     q, k, v = anchor.inputs[:3]
     if any(anchor.attributes[name].is_ref() for name in _ATTRIBUTES if name in anchor.attributes):
         raise NoMatch("an attribute refers to a parameter of the enclosing function")

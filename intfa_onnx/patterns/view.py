@@ -41,7 +41,10 @@ class View:
     def _infer(self, model: ir.Model) -> None:
         clone = model.clone()
         logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-        disabled, logger.disabled = logger.disabled, True  # inference is best effort; its failure is not the user's concern
+        disabled, logger.disabled = (
+            logger.disabled,
+            True,
+        )  # inference is best effort; its failure is not the user's concern
         try:
             ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(clone)
         finally:
@@ -186,7 +189,19 @@ class View:
 # Computed as sizes first, for there a tensor may be known in part.
 _OVER_SIZES = ("Shape", "Gather", "Slice")
 _ELEMENTWISE = {"MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow"}
-_RANK_OF_FIRST = {"Softmax", "Cast", "CastLike", "Identity", "Dropout", "Sqrt", "Neg", "Slice", "Concat", "Tanh", "Exp", "Split"}
+_RANK_OF_FIRST = {
+    "Softmax",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Dropout",
+    "Sqrt",
+    "Neg",
+    "Slice",
+    "Concat",
+    "Tanh",
+    "Split",
+}
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
