@@ -39,9 +39,9 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   using P = Probability<kArithmetic>;
   using Shape = AttentionShape<kDim, kArithmetic>;
   constexpr int kStrips = Shape::kStrips, kTileM = Shape::kTileM, kThreads = Shape::kThreads;
-  constexpr int kVBytes = P::kHalf ? 2 : 1;
+  using Source = PackedTile<kDim, P::kHalf>;
   using KTile = SmemTile<kDim>;
-  using VTile = SmemTile<kTileN * kVBytes>;
+  using VTile = SmemTile<kTileN * Source::kElementV>;
 
   // Whose rows: the last row tiles come first, because under causal they are the longest.
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, t = lane & 3;
@@ -60,21 +60,22 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   const int plain_begin = (limits.begin(last_row) + kTileN - 1) / kTileN;
   const int plain_end = limits.end(cta_row) / kTileN;
 
-  // K and V tiles on their way.
-  const int64_t padded = params.seqlen_padded;
-  const int8_t* k_head = params.packed.k + kv_head * padded * kDim;                                     // [Sp, Dp]
-  const char* v_head = static_cast<const char*>(params.packed.vt) + kv_head * padded * kDim * kVBytes;  // [Dp, Sp]
-  const float* k_scale_head = params.packed.k_scale + kv_head * padded;                                 // [Sp]
-  auto stage = [&](int tile) { return smem + ((tile - first_tile) % kNumStages) * Shape::kStageBytes; };
+  // K and V tiles on their way: `source` and `destination` are those of the next fetch.
+  const char* source = params.packed.tiles + 16 * threadIdx.x +
+                       (static_cast<int64_t>(kv_head) * params.num_tiles + first_tile) * Source::kBytes;
+  uint32_t destination = smem;
+  auto next_stage = [&](uint32_t stage) {
+    return stage + Shape::kStageBytes == smem + kNumStages * Shape::kStageBytes ? smem : stage + Shape::kStageBytes;
+  };
   auto fetch = [&](int tile) {
     if (tile < last_tile) {
-      const uint32_t at = stage(tile);
-      const int64_t key = static_cast<int64_t>(tile) * kTileN;
-      KTile::template copy_async<kTileN, kThreads>(at, reinterpret_cast<const char*>(k_head + key * kDim), kDim);
-      VTile::template copy_async<kDim, kThreads>(at + Shape::kKBytes, v_head + key * kVBytes, padded * kVBytes);
+      KTile::template copy_async<kTileN, kThreads>(destination, source);
+      VTile::template copy_async<kDim, kThreads>(destination + Shape::kKBytes, source + Source::kV);
       if (threadIdx.x < kTileN / 4) {
-        ptx::cp_async16(at + Shape::kKBytes + Shape::kVBytes + 16 * threadIdx.x, k_scale_head + key + 4 * threadIdx.x);
+        ptx::cp_async16(destination + Shape::kScaleOffset + 16 * threadIdx.x, source + Source::kScale);
       }
+      source += Source::kBytes;
+      destination = next_stage(destination);
     }
     ptx::cp_async_commit();  // an empty group too, so that the waits count alike
   };
@@ -86,7 +87,13 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   const uint32_t warp_values = row_values + 4 * warp * Shape::kWarpRows;
   quantize_queries<kDim, Shape::kWarpRows>(params, batch, head, kv_head, warp_row, q_tile, warp_values,
                                            warp_values + 4 * kTileM);
+  // What every accumulator starts from, through shared memory: of four values that the compiler cannot know to be
+  // constant it keeps one quad of registers, where known ones would cost four moves per accumulator.
+  const uint32_t bias = smem + Shape::kBiasOffset + 16 * warp;
+  if (lane < 4) ptx::st_shared(bias + 4 * lane, static_cast<uint32_t>(kBiasBits));
   ptx::sync_warp();
+  int32_t start[4];
+  ptx::ld_shared(start, bias);
   const uint32_t q_lane = KTile::lane_offset_a(lane);
   uint32_t q[kStrips][Shape::kQInRegisters ? kDim / 32 : 1][4];
   if constexpr (Shape::kQInRegisters) {
@@ -119,19 +126,15 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     for (int i = 0; i < kDim / 8; ++i) o[m][i][0] = o[m][i][1] = o[m][i][2] = o[m][i][3] = 0.f;
   }
 
-  // Four values that the compiler cannot prove constant: it then keeps one quad of registers to start every accumulator
-  // from, instead of four moves per accumulator.
-  const int32_t start[4] = {kBiasBits + (params.seqlen_q >> 31), kBiasBits + (params.seqlen_kv >> 31),
-                            kBiasBits + (params.num_heads >> 31), kBiasBits + (params.head_dim >> 31)};
   const uint32_t k_lane = KTile::lane_offset_b(lane), v_lane = VTile::lane_offset_b(lane);
 
-  auto step = [&](auto masked, int tile) {
+  uint32_t k_tile = smem;  // of the current stage
+  auto step = [&](auto masked, unsigned tile) {
     constexpr bool kMasked = decltype(masked)::value;
     ptx::cp_async_wait<kNumStages - 2>();
     ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy overwrites
     fetch(tile + kNumStages - 1);
-    const uint32_t k_tile = stage(tile), v_tile = k_tile + Shape::kKBytes;
-    const uint32_t k_scales = v_tile + Shape::kVBytes + 16 * t;
+    const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;
     const int lane_key = tile * kTileN + 4 * t;
 
     int32_t s[kStrips][kTileN / 8][4];
@@ -150,7 +153,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
       }
     }
     float tile_max[kStrips][2];
-    scale_scores<kMasked>(s, tile_max, k_scales, lane_limits, [&](float (&y)[4], int m, int h, int group) {
+    scale_scores(s, k_scales);
+    mask_scores<kMasked>(s, tile_max, lane_limits, [&](float (&y)[4], int m, int h, int group) {
       if constexpr (kScored) {
         const int row = 16 * m + 8 * h + lane / 4;
         score4(y, params, batch, head, warp_row + row, lane_key + 16 * group, rows.unit[m][h],
@@ -160,7 +164,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
     uint32_t p[kStrips][kTileN / P::kKeysPerFragment][4];
     float weight[kStrips][2];
-    const bool unbias = !P::kHalf && (tile - first_tile) % kUnbiasEvery == kUnbiasEvery - 1;
+    const bool unbias = !P::kHalf && tile % kUnbiasEvery == kUnbiasEvery - 1;
     softmax_tile<kArithmetic, kScored>(p, weight, o, rows, s, tile_max, start, unbias);
 
 #pragma unroll
@@ -183,6 +187,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
         }
       }
     }
+    k_tile = next_stage(k_tile);
   };
 
   // Masked tiles, plain tiles, masked tiles, in the order of the keys.
@@ -200,7 +205,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   ptx::cp_async_wait<0>();
 
   store_rows<kDim, kArithmetic, kScored>(params, batch, head, kv_head, warp_row, warp_values + 4 * kTileM, o, rows);
-  poison_rows<kDim, kArithmetic, kScored>(params, limits, batch, head, kv_head, warp_row, first_tile, last_tile);
+  poison_rows<kDim, kArithmetic, kScored>(params, batch, head, kv_head, warp_row);
 }
 
 }  // namespace intfa::cuda

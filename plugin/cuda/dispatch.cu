@@ -22,13 +22,13 @@ const KernelSet* const kKernelSets[] = {&kKernels32, &kKernels64, &kKernels96, &
 
 // Byte offsets of the workspace's parts, each a multiple of 256.
 struct Workspace {
-  size_t k, vt, k_scale, v_scale, k_mean, tile_flags, partial_sum, partial_count, partial_amax, bytes;
+  size_t tiles, v_scale, k_mean, tile_flags, partial_sum, partial_count, partial_amax, bytes;
 };
 
 struct Plan {
   const KernelSet* kernels;
   const AttentionKernel* attention;
-  int64_t seqlen_padded;
+  int64_t num_tiles;
   int num_chunks, chunk_tokens;
   bool k_statistics, v_statistics, smooth;
   Workspace workspace;
@@ -86,22 +86,21 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
 
   const int64_t tiles = std::max<int64_t>(1, (problem.seqlen_kv() + kTileN - 1) / kTileN);
   const int64_t tiles_per_chunk = (tiles + kMaxChunks - 1) / kMaxChunks;
-  plan->seqlen_padded = tiles * kTileN;
+  plan->num_tiles = tiles;
   plan->chunk_tokens = static_cast<int>(tiles_per_chunk * kTileN);
   plan->num_chunks = static_cast<int>((tiles + tiles_per_chunk - 1) / tiles_per_chunk);
 
-  const size_t heads = problem.batch * problem.kv_num_heads, dim = plan->kernels->head_dim,
-               padded = plan->seqlen_padded;
-  const size_t v_bytes = problem.precision == Precision::kInt8QK ? 2 : 1, chunks = heads * plan->num_chunks;
+  const size_t heads = problem.batch * problem.kv_num_heads, dim = plan->kernels->head_dim;
+  const size_t tile_bytes =
+      problem.precision == Precision::kInt8QK ? plan->kernels->tile_bytes_half : plan->kernels->tile_bytes;
+  const size_t chunks = heads * plan->num_chunks;
   Workspace& w = plan->workspace;
   auto take = [&](size_t bytes) {
     const size_t at = w.bytes;
     w.bytes += (bytes + 255) / 256 * 256;
     return at;
   };
-  w.k = take(heads * padded * dim);
-  w.vt = take(heads * padded * dim * v_bytes);
-  w.k_scale = take(heads * padded * 4);
+  w.tiles = take(heads * tiles * tile_bytes);
   w.v_scale = take(heads * dim * 4);
   w.k_mean = take(heads * dim * 4);
   w.tile_flags = take(2 * heads * tiles * 4);
@@ -128,12 +127,8 @@ View view_of(const void* data, const TensorStrides& s, DataType dtype) {
 Packed packed_of(const Plan& plan, void* workspace) {
   char* base = static_cast<char*>(workspace);
   const Workspace& w = plan.workspace;
-  return {reinterpret_cast<int8_t*>(base + w.k),
-          reinterpret_cast<float*>(base + w.k_scale),
-          plan.smooth ? reinterpret_cast<float*>(base + w.k_mean) : nullptr,
-          base + w.vt,
-          reinterpret_cast<float*>(base + w.v_scale),
-          reinterpret_cast<uint32_t*>(base + w.tile_flags)};
+  return {base + w.tiles, plan.smooth ? reinterpret_cast<float*>(base + w.k_mean) : nullptr,
+          reinterpret_cast<float*>(base + w.v_scale), reinterpret_cast<uint32_t*>(base + w.tile_flags)};
 }
 
 PrologueParams prologue_params(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
@@ -142,7 +137,7 @@ PrologueParams prologue_params(const AttentionProblem& problem, const AttentionT
   p.kv_num_heads = static_cast<int>(problem.kv_num_heads);
   p.seqlen_past = static_cast<int>(problem.seqlen_past);
   p.seqlen_kv = static_cast<int>(problem.seqlen_kv());
-  p.seqlen_padded = static_cast<int>(plan.seqlen_padded);
+  p.num_tiles = static_cast<int>(plan.num_tiles);
   p.head_dim = static_cast<int>(problem.head_dim);
   p.head_dim_v = static_cast<int>(problem.head_dim_v);
   p.num_chunks = plan.num_chunks;
@@ -187,7 +182,7 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.kv_num_heads = static_cast<int>(problem.kv_num_heads);
   p.seqlen_q = static_cast<int>(problem.seqlen_q);
   p.seqlen_kv = static_cast<int>(problem.seqlen_kv());
-  p.seqlen_padded = static_cast<int>(plan.seqlen_padded);
+  p.num_tiles = static_cast<int>(plan.num_tiles);
   p.head_dim = static_cast<int>(problem.head_dim);
   p.head_dim_v = static_cast<int>(problem.head_dim_v);
   p.q = view_of(tensors.q, problem.q_strides, problem.dtype);
@@ -274,8 +269,8 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, voi
                            kernels.statistics_smem, stream, prologue);
     if (!status.ok()) return status;
   }
-  Status status = launch(kernels.quantize_kv, {plan.seqlen_padded / kTileN, problem.kv_num_heads, planes},
-                         kPrologueThreads, kernels.quantize_smem, stream, prologue);
+  Status status = launch(kernels.quantize_kv, {plan.num_tiles, problem.kv_num_heads, planes}, kPrologueThreads,
+                         kernels.quantize_smem, stream, prologue);
   if (!status.ok() || problem.seqlen_q == 0) return status;
 
   const AttentionKernel& attention = *plan.attention;

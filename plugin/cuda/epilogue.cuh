@@ -1,6 +1,7 @@
 // O -> Y and lse, and the NaN that non-finite input owes to the rows that see it.
 #pragma once
 
+#include "attention_shape.h"
 #include "online_softmax.cuh"
 #include "quantize.cuh"
 #include "scoring.cuh"
@@ -87,30 +88,34 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, int batch, int head,
 // Overwrites what a non-finite K token or V element reaches: whole rows, or one channel of them. Each thread only
 // rewrites what it stored itself, so nothing needs to be ordered. Costs a few loads where the input is finite.
 template <int kDim, Arithmetic kArithmetic, bool kScored>
-INTFA_DEVICE void poison_rows(const AttentionParams& params, const Limits& limits, int batch, int head, int kv_head,
-                              int warp_row, int first_tile, int last_tile) {
+INTFA_DEVICE void poison_rows(const AttentionParams& params, int batch, int head, int kv_head, int warp_row) {
   constexpr bool kHalf = Probability<kArithmetic>::kHalf;
-  constexpr int kRows = kDim <= 128 ? 32 : 16;
+  constexpr int kRows = AttentionShape<kDim, kArithmetic>::kWarpRows;
+  using Source = PackedTile<kDim, kHalf>;
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const int tiles = params.seqlen_padded / kTileN, kv_heads = gridDim.z * params.kv_num_heads;
-  const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(kv_head) * tiles;
-  const uint32_t* v_flags = k_flags + static_cast<int64_t>(kv_heads) * tiles;
+  const int kv_heads = gridDim.z * params.kv_num_heads;
+  const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(kv_head) * params.num_tiles;
+  const uint32_t* v_flags = k_flags + static_cast<int64_t>(kv_heads) * params.num_tiles;
   bool found = false;
-  for (int i = first_tile + lane; i < last_tile; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
+  for (int i = lane; i < params.num_tiles; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
   if (!ptx::warp_any(found)) return;
+  const Limits limits(params, batch);
 
-  auto non_finite_v = [&](int channel, int key) {
-    const int64_t row = (static_cast<int64_t>(kv_head) * kDim + channel) * params.seqlen_padded;
-    if constexpr (kHalf) {
-      return static_cast<const uint16_t*>(params.packed.vt)[row + packed_row(key)] == kNonFiniteHalf;
-    } else {
-      return static_cast<const int8_t*>(params.packed.vt)[row + key] == kNonFiniteCode;
-    }
+  auto tile_of = [&](int key) {
+    return params.packed.tiles + (static_cast<int64_t>(kv_head) * params.num_tiles + key / kTileN) * Source::kBytes;
   };
-  const float* k_scale = params.packed.k_scale + static_cast<int64_t>(kv_head) * params.seqlen_padded;
+  auto non_finite_k = [&](int key) {
+    const float scale = reinterpret_cast<const float*>(tile_of(key) + Source::kScale)[key % kTileN];
+    return scale != scale;
+  };
+  auto non_finite_v = [&](int channel, int key) {
+    const char* row = tile_of(key) + Source::kV + channel * kTileN * Source::kElementV;
+    return kHalf ? reinterpret_cast<const uint16_t*>(row)[packed_row(key % kTileN)] == kNonFiniteHalf
+                 : reinterpret_cast<const int8_t*>(row)[key % kTileN] == kNonFiniteCode;
+  };
 #pragma unroll 1
-  for (int key = first_tile * kTileN; key < last_tile * kTileN; ++key) {
-    const bool k_poison = k_flags[key / kTileN] != 0 && k_scale[key] != k_scale[key];
+  for (int key = 0; key < params.seqlen_kv; ++key) {
+    const bool k_poison = k_flags[key / kTileN] != 0 && non_finite_k(key);
     if (!k_poison && v_flags[key / kTileN] == 0) continue;
 #pragma unroll 1
     for (int row = g; row < kRows; row += 8) {

@@ -6,9 +6,9 @@
 //   m16n8k16 (16-bit)  A  columns 2t, 2t+1 of rows g, g+8, then columns 8+2t.. of rows g, g+8;  B  rows 2t, 2t+1, then
 //   8+2t..;  C as above
 //
-// With K's rows in packed_row order (quantize.cuh), accumulators C of columns 16i..16i+15 of S belong to keys 16i + 4t +
-// {0,1,2,3}: after the exponential they are packed in place into A operands of P.V. Source: PTX ISA, "Matrix fragments
-// for mma.m16n8k32 / k16".
+// With K's rows in packed_row order (quantize.cuh), accumulators C of columns 16i..16i+15 of S belong to keys 16i + 4t
+// + {0,1,2,3}: after the exponential they are packed in place into A operands of P.V. Source: PTX ISA, "Matrix
+// fragments for mma.m16n8k32 / k16".
 #pragma once
 
 #include "ptx.cuh"

@@ -39,6 +39,7 @@
   }                                                                                                                \
   INTFA_ATTENTION_KERNELS(INTFA_ATTENTION, INTFA_NOTHING, D)                                                       \
   const intfa::cuda::KernelSet intfa::cuda::kKernels##D = {                                                        \
-      D, intfa_statistics_d##D, intfa::cuda::kStatisticsSmem<D>, intfa_quantize_kv_d##D,                           \
+      D, intfa::cuda::PackedTile<D, false>::kBytes, intfa::cuda::PackedTile<D, true>::kBytes,                      \
+      intfa_statistics_d##D, intfa::cuda::kStatisticsSmem<D>, intfa_quantize_kv_d##D,                           \
       intfa::cuda::kQuantizeSmem<D>, {INTFA_ATTENTION_KERNELS(INTFA_ATTENTION_ENTRY, INTFA_COMMA, D)}};
 // clang-format on

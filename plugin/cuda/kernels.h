@@ -18,6 +18,7 @@ struct AttentionKernel {
 
 struct KernelSet {
   int head_dim;
+  int tile_bytes, tile_bytes_half;  // of a PackedTile with V as int8, as float16
   void (*statistics)(PrologueParams);
   int statistics_smem;
   void (*quantize_kv)(PrologueParams);

@@ -64,46 +64,53 @@ struct LaneLimits {
   int begin[kStrips][2], end[kStrips][2];
 };
 
-// kBias + S  ->  y (as float bits, in place) and the rows' maxima over the tile, quad-wide.
-// k_scales: shared address of the tile's k_scale, at this lane's first key. transform(y, m, h, group): the remaining
-// scoring of the keys 16 * group + 4t + {0..3} of row half h of strip m; identity in the plain kernel.
-template <bool kMasked, int kStrips, typename Transform>
-INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile_max)[kStrips][2], uint32_t k_scales,
-                               const LaneLimits<kStrips>& limits, Transform transform) {
-#pragma unroll
-  for (int m = 0; m < kStrips; ++m) tile_max[m][0] = tile_max[m][1] = kFloor;
+// kBias + S  ->  y, as float bits in place. k_scales: shared address of the tile's k_scale, at this lane's first key.
+template <int kStrips>
+INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], uint32_t k_scales) {
 #pragma unroll
   for (int i = 0; i < kTileN / 16; ++i) {
-    float scale[4], bias[4];
+    float scale[4];
     ptx::ld_shared(scale, k_scales + 64 * i);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) bias[k] = ptx::mul_rn(scale[k], -kBias);  // exact: k_scale has 22 bits
+    for (int k = 0; k < 4; ++k) {
+      const float bias = ptx::mul_rn(scale[k], -kBias);  // exact: k_scale has 22 bits
 #pragma unroll
-    for (int m = 0; m < kStrips; ++m) {
+      for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float y[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float biased = __int_as_float(s[m][2 * i + (k >> 1)][2 * h + (k & 1)]);
-          y[k] = ptx::fma_rn(biased, scale[k], bias[k]);
-        }
-        transform(y, m, h, i);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (kMasked && (16 * i + k < limits.begin[m][h] || 16 * i + k >= limits.end[m][h])) y[k] = -INFINITY;
-          tile_max[m][h] = fmaxf(tile_max[m][h], y[k]);
-          s[m][2 * i + (k >> 1)][2 * h + (k & 1)] = __float_as_int(y[k]);
+        for (int h = 0; h < 2; ++h) {
+          int32_t& x = s[m][2 * i + (k >> 1)][2 * h + (k & 1)];
+          x = __float_as_int(ptx::fma_rn(__int_as_float(x), scale[k], bias));
         }
       }
     }
   }
+}
+
+// Masks y and finds the rows' maxima over the tile, quad-wide. transform(y, m, h, i): what else happens to the scores
+// of keys 16i + 4t + {0..3} of row half h of strip m; nothing in the plain kernel.
+template <bool kMasked, int kStrips, typename Transform>
+INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile_max)[kStrips][2],
+                              const LaneLimits<kStrips>& limits, Transform transform) {
 #pragma unroll
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      tile_max[m][h] = fmaxf(tile_max[m][h], ptx::shfl_xor(tile_max[m][h], 1));
-      tile_max[m][h] = fmaxf(tile_max[m][h], ptx::shfl_xor(tile_max[m][h], 2));
+      float max = kFloor;
+#pragma unroll
+      for (int i = 0; i < kTileN / 16; ++i) {
+        float y[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) y[k] = __int_as_float(s[m][2 * i + (k >> 1)][2 * h + (k & 1)]);
+        transform(y, m, h, i);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (kMasked && (16 * i + k < limits.begin[m][h] || 16 * i + k >= limits.end[m][h])) y[k] = -INFINITY;
+          max = fmaxf(max, y[k]);
+          s[m][2 * i + (k >> 1)][2 * h + (k & 1)] = __float_as_int(y[k]);
+        }
+      }
+      max = fmaxf(max, ptx::shfl_xor(max, 1));
+      tile_max[m][h] = fmaxf(max, ptx::shfl_xor(max, 2));
     }
   }
 }

@@ -42,6 +42,11 @@ struct PrologueBlock {
         channels(is_v ? p.head_dim_v : p.head_dim),
         valid(valid_keys(p.nonpad_kv_seqlen, batch, p.seqlen_kv)) {}
 
+  // The packed tile that this CTA writes.
+  template <bool kHalfV>
+  INTFA_DEVICE char* packed_tile() const {
+    return params.packed.tiles + (index * params.num_tiles + blockIdx.x) * PackedTile<kDim, kHalfV>::kBytes;
+  }
   INTFA_DEVICE int64_t element(const View& view, int token) const {
     return batch * view.batch + kv_head * view.head + token * view.token;
   }
@@ -135,12 +140,14 @@ INTFA_DEVICE float static_scale(const float* scale, ScaleGranularity kind, int k
   return scale[kind == ScaleGranularity::kPerTensor ? 0 : kv_head];
 }
 
-template <int kDim>
+template <int kDim, bool kHalfV>
 INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBlock<kDim>& block, uint32_t smem) {
   using Layout = WarpRows<kDim>;
   constexpr int kWarpTokens = kTileN / kPrologueWarps, kPasses = kWarpTokens / Layout::kRows;
   const int tile = blockIdx.x;
   const uint32_t means = smem, amaxes = smem + 8 * kDim;
+  char* packed = block.template packed_tile<kHalfV>();
+  float* k_scales = reinterpret_cast<float*>(packed + PackedTile<kDim, kHalfV>::kScale);
 
   for (int c = threadIdx.x; c < kDim; c += kPrologueThreads) {
     float mean = 0.f;
@@ -201,7 +208,6 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
       scale = round_up_22(scale_of(amax));
       inverse = ptx::div_rn(1.f, scale);
     }
-    const int64_t packed = block.index * params.seqlen_padded + tile * kTileN;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
       const int channel = Layout::channel(block.lane, part);
@@ -215,18 +221,18 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
         code[i] = finite[pass] ? code_of(scaled) : 0;
       }
       if (channel < kDim) {
-        ptx::st_global(params.packed.k + (packed + packed_row(row)) * kDim + channel, pack_bytes(code));
+        ptx::st_global(packed + packed_row(row) * kDim + channel, pack_bytes(code));
       }
     }
     if (block.lane % Layout::kLanes == 0) {
-      params.packed.k_scale[packed + row] = !finite[pass] ? NAN : token < block.valid ? round_up_22(scale) : 1.f;
+      k_scales[row] = !finite[pass] ? NAN : token < block.valid ? round_up_22(scale) : 1.f;
     }
   }
   if (block.warp == 0) {
     const bool marked =
         ptx::ld_shared(amaxes + 4 * block.lane) < 0.f || ptx::ld_shared(amaxes + 4 * (block.lane + 32)) < 0.f;
     const bool any = ptx::warp_any(marked);
-    if (block.lane == 0) params.packed.tile_flags[block.index * (params.seqlen_padded / kTileN) + tile] = any;
+    if (block.lane == 0) params.packed.tile_flags[block.index * params.num_tiles + tile] = any;
   }
 }
 
@@ -234,7 +240,7 @@ template <int kDim, bool kHalfV>
 INTFA_DEVICE void quantize_v_tile(const PrologueParams& params, const PrologueBlock<kDim>& block, uint32_t smem) {
   using Layout = WarpRows<kDim>;
   constexpr int kWarpTokens = kTileN / kPrologueWarps, kSlotTokens = kWarpTokens / Layout::kRows;
-  constexpr int kPitch = kTransposePitch<kHalfV>, kBytes = kHalfV ? 2 : 1;
+  constexpr int kPitch = kTransposePitch<kHalfV>;
   static_assert(kSlotTokens % 4 == 0, "four keys make one word of V^T");
   const int tile = blockIdx.x;
   const uint32_t scales = smem, inverses = smem + 4 * kDim;
@@ -320,21 +326,19 @@ INTFA_DEVICE void quantize_v_tile(const PrologueParams& params, const PrologueBl
   if (block.lane == 0) ptx::st_shared(flags + 4 * block.warp, warp_marked ? 1.f : 0.f);
   ptx::sync_block();
 
-  constexpr int kChunks = kTileN * kBytes / 16;
-  char* vt = static_cast<char*>(params.packed.vt);  // [B*Hkv, Dp, Sp]
+  constexpr int kChunks = kTileN * PackedTile<kDim, kHalfV>::kElementV / 16;
+  char* vt = block.template packed_tile<kHalfV>() + PackedTile<kDim, kHalfV>::kV;
   for (int at = threadIdx.x; at < kDim * kChunks; at += kPrologueThreads) {
     const int channel = at / kChunks, chunk = at % kChunks;
     uint32_t words[4];
     ptx::ld_shared(words, transposed + channel * kPitch + 16 * chunk);
-    const int64_t out = (block.index * kDim + channel) * params.seqlen_padded + tile * kTileN;
-    ptx::st_global(vt + out * kBytes + 16 * chunk, uint4{words[0], words[1], words[2], words[3]});
+    ptx::st_global(vt + 16 * at, uint4{words[0], words[1], words[2], words[3]});
   }
   if (threadIdx.x == 0) {
-    const int tiles = params.seqlen_padded / kTileN;
     const int64_t heads = static_cast<int64_t>(params.batch) * params.kv_num_heads;
     float any = 0.f;
     for (int w = 0; w < kPrologueWarps; ++w) any += ptx::ld_shared(flags + 4 * w);
-    params.packed.tile_flags[(heads + block.index) * tiles + tile] = any != 0.f;
+    params.packed.tile_flags[(heads + block.index) * params.num_tiles + tile] = any != 0.f;
   }
 }
 
@@ -367,12 +371,10 @@ template <int kDim>
 INTFA_DEVICE void quantize_kv(const PrologueParams& params) {
   const PrologueBlock<kDim> block(params);
   const uint32_t smem = ptx::smem_u32(ptx::dynamic_smem());
-  if (!block.is_v) {
-    quantize_k_tile<kDim>(params, block, smem);
-  } else if (params.half_v) {
-    quantize_v_tile<kDim, true>(params, block, smem);
+  if (params.half_v) {
+    block.is_v ? quantize_v_tile<kDim, true>(params, block, smem) : quantize_k_tile<kDim, true>(params, block, smem);
   } else {
-    quantize_v_tile<kDim, false>(params, block, smem);
+    block.is_v ? quantize_v_tile<kDim, false>(params, block, smem) : quantize_k_tile<kDim, false>(params, block, smem);
   }
   void* present = block.is_v ? params.present_value : params.present_key;
   if (present != nullptr) copy_to_present<kDim>(params, block, present);

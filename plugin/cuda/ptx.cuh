@@ -79,6 +79,12 @@ INTFA_DEVICE void ld_shared(uint32_t (&v)[4], uint32_t address) {
                : "r"(address)
                : "memory");
 }
+INTFA_DEVICE void ld_shared(int32_t (&v)[4], uint32_t address) {
+  asm volatile("ld.shared.v4.s32 {%0,%1,%2,%3},[%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "r"(address)
+               : "memory");
+}
 INTFA_DEVICE float ld_shared(uint32_t address) {
   float v;
   asm volatile("ld.shared.f32 %0,[%1];" : "=f"(v) : "r"(address) : "memory");
@@ -198,6 +204,7 @@ INTFA_DEVICE bool warp_any(bool p INTFA_LOC) { return simt::warp_any(p, loc); }
 INTFA_DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address INTFA_LOC) { simt::ldmatrix(r, 4, address, loc); }
 INTFA_DEVICE void ld_shared(float (&v)[4], uint32_t address INTFA_LOC) { simt::lds(v, address, 16, loc); }
 INTFA_DEVICE void ld_shared(uint32_t (&v)[4], uint32_t address INTFA_LOC) { simt::lds(v, address, 16, loc); }
+INTFA_DEVICE void ld_shared(int32_t (&v)[4], uint32_t address INTFA_LOC) { simt::lds(v, address, 16, loc); }
 INTFA_DEVICE float ld_shared(uint32_t address INTFA_LOC) {
   float v;
   simt::lds(&v, address, 4, loc);

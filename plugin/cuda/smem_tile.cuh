@@ -33,15 +33,20 @@ struct SmemTile {
     return (lane_offset ^ ((2 * column & 7) << 4)) + ((2 * column & ~7) << 4) + row * kPitch;
   }
 
-  // Starts the copy of kRows rows, `pitch` bytes apart in global memory, by all kThreads of the CTA.
+  // Starts the copy of kRows rows that lie behind each other in global memory, by all kThreads of the CTA. rows: of
+  // this thread's first chunk, that is the first row + 16 * threadIdx.x.
   template <int kRows, int kThreads>
-  INTFA_DEVICE static void copy_async(uint32_t tile, const char* rows, int64_t pitch) {
+  INTFA_DEVICE static void copy_async(uint32_t tile, const char* rows) {
     constexpr int kChunks = kRowBytes / 16, kTotal = kRows * kChunks;
     static_assert(kTotal % kThreads == 0, "whole passes");
+    const uint32_t first = offset(threadIdx.x / kChunks, threadIdx.x % kChunks);
 #pragma unroll
     for (int i = 0; i < kTotal / kThreads; ++i) {
-      const int at = i * kThreads + threadIdx.x, row = at / kChunks, chunk = at % kChunks;
-      ptx::cp_async16(tile + offset(row, chunk), rows + row * pitch + chunk * 16);
+      // Whole swizzle periods between passes leave the chunk's place in the row: one address and constant distances.
+      constexpr bool kPeriodic = kThreads % (8 * kChunks) == 0;
+      const int at = i * kThreads + threadIdx.x;
+      const uint32_t to = kPeriodic ? first + i * (kThreads / kChunks) * kPitch : offset(at / kChunks, at % kChunks);
+      ptx::cp_async16(tile + to, rows + i * kThreads * 16);
     }
   }
 };

@@ -35,19 +35,30 @@ constexpr int8_t kNonFiniteCode = -128;      // V^T as s8: codes end at -127
 constexpr uint16_t kNonFiniteHalf = 0x8000;  // V^T as float16: -0, which finite input writes as +0
                                              // K: the key's k_scale is NaN and its codes are 0
 
+// One packed tile of kTileN keys: K, V^T and k_scale behind each other, in the order in which a CTA copies them to
+// shared memory.
+//   K        [kTileN, Dp] s8, rows in packed_row order; zero beyond Skv and D
+//   V^T      [Dp, kTileN] s8, or float16 in packed_row order; zero beyond Skv and Dv
+//   k_scale  [kTileN] f32, 22 significant bits; 1 beyond Skv
+template <int kDim, bool kHalfV>
+struct PackedTile {
+  static constexpr int kElementV = kHalfV ? 2 : 1;
+  static constexpr int kV = kTileN * kDim;  // byte offsets
+  static constexpr int kScale = kV + kDim * kTileN * kElementV;
+  static constexpr int kBytes = kScale + 4 * kTileN;
+};
+
 // The packed K and V, in the caller's workspace; [B*Hkv] is the slowest dimension of all.
 struct Packed {
-  int8_t* k = nullptr;       // [B*Hkv, Sp, Dp], rows in packed_row order; zero beyond Skv and D
-  float* k_scale = nullptr;  // [B*Hkv, Sp], one per key, 22 significant bits; 1 beyond Skv
+  char* tiles = nullptr;     // [B*Hkv, Sp/kTileN] of PackedTile
   float* k_mean = nullptr;   // [B*Hkv, Dp], what smoothing took off; null without smoothing
-  void* vt = nullptr;        // [B*Hkv, Dp, Sp] int8, or float16 in packed_row order; zero beyond Skv and Dv
   float* v_scale = nullptr;  // [B*Hkv, Dp]
   uint32_t* tile_flags =
       nullptr;  // [2, B*Hkv, Sp/kTileN]: nonzero where a K (plane 0) or V (plane 1) tile has non-finite input
 };
 
 struct PrologueParams {
-  int batch, kv_num_heads, seqlen_past, seqlen_kv, seqlen_padded, head_dim, head_dim_v;
+  int batch, kv_num_heads, seqlen_past, seqlen_kv, num_tiles, head_dim, head_dim_v;
   int num_chunks, chunk_tokens;  // of the statistics
   DataType dtype;
   View k, v;                        // new tokens [B, Hkv, seqlen_new, D]
@@ -72,7 +83,7 @@ struct MaskParams {
 };
 
 struct AttentionParams {
-  int num_heads, heads_per_kv, kv_num_heads, seqlen_q, seqlen_kv, seqlen_padded, head_dim, head_dim_v;
+  int num_heads, heads_per_kv, kv_num_heads, seqlen_q, seqlen_kv, num_tiles, head_dim, head_dim_v;
   View q;  // [B, Hq, Sq, D]
   DataType q_dtype;
   const float* q_scale;  // static, or null: one per token, made in the kernel
