@@ -1,7 +1,7 @@
-"""The simulators find what they are there for: each seeded bug below must fail, and the unpatched kernel must pass in every mode.
+"""The simulators find what they are there for: each seeded bug must fail, and the unpatched kernel pass in every mode.
 
-A bug that needs a particular schedule or a late copy to show is listed with the modes that are expected to find it, so that a simulator
-that loses one of them fails here and not in silence.
+A bug that needs a particular schedule or a late copy to show is listed with the modes that must find it, so that a
+simulator that loses one of them fails here and not in silence.
 """
 
 import numpy as np
@@ -16,9 +16,8 @@ def build(tree=None) -> Simulator:
     """The pipeline kernel and its driver, from a patched tree or the project's."""
     if tree is None:
         return Simulator(toolchain.host_library([toolchain.SIMT / "pipeline_driver.cc"], "libpipeline"))
-    return Simulator(
-        toolchain.host_library([tree / "simt" / "pipeline_driver.cc"], f"libpipeline-{tree.name}", plugin=tree, optimize="-O1")
-    )
+    driver = tree / "simt" / "pipeline_driver.cc"
+    return Simulator(toolchain.host_library([driver], f"libpipeline-{tree.name}", plugin=tree, optimize="-O1"))
 
 
 def build_ptx(simulator: Simulator, tree=None):
@@ -117,11 +116,10 @@ KERNEL = "simt/pipeline.cuh"
 WAIT = "    ptx::cp_async_wait<1>();\n"
 VISIBLE = "    ptx::sync_block();  // the tile is visible to all\n"
 REUSE = "    ptx::sync_block();  // everyone has read the stage that the next fetch overwrites\n"
-MMA_ASM = """INTFA_DEVICE void mma_s8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t* c) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"""
+MMA_ASM = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10"
 
-# name -> (patches, modes in which the host SIMT must see it; None: it cannot). The PTX interpreter must see every one in every mode:
-# its race check does not depend on the schedule, and the others are wrong results.
+# name -> (patches, modes in which the host SIMT must see it; None: it cannot). The PTX interpreter must see every one
+# in every mode: its race check does not depend on the schedule, and the others are wrong results.
 LATE, RACY = [Mode(copies="late")], [Mode(s, c) for s in ("greedy_first", "greedy_last") for c in ("early", "late")]
 MUTATIONS = {
     "wait-off-by-one": ({KERNEL: [(WAIT, WAIT.replace("1", "2"))]}, LATE),
@@ -138,7 +136,7 @@ def test_host_finds_seeded_bug(name):
     patches, modes = MUTATIONS[name]
     simulator = build(toolchain.patched_tree(name, patches))
     if modes is None:
-        assert not any(found(simulator, mode) for mode in all_modes()), "the host twin must not see the instruction's operands"
+        assert not any(found(simulator, mode) for mode in all_modes()), "a host twin sees the instruction's operands"
     else:
         assert all(found(simulator, mode) for mode in modes), [str(m) for m in modes if not found(simulator, m)]
 

@@ -1,4 +1,4 @@
-"""Every wrapper of ptx.cuh, by its host twin and as an instruction in nvcc's PTX, against definitions that are not the simulators' own.
+"""Every wrapper of ptx.cuh, by its host twin and as an instruction in nvcc's PTX, against independent definitions.
 
 Layouts are written out here from the PTX ISA's tables; arithmetic is numpy's, in a wider type.
 """
@@ -26,7 +26,7 @@ def probe_ptx(simulator):
 
 @pytest.fixture(params=["host", "ptx"])
 def run(request, simulator):
-    """run(probe, inputs [n, 32] uint32, outputs) -> [outputs, 32] uint32, by either simulator."""
+    """A function (probe, inputs [n, 32] uint32, outputs) -> [outputs, 32] uint32, by either simulator."""
 
     def run_probe(name: str, inputs: np.ndarray, outputs: int) -> np.ndarray:
         inputs = np.ascontiguousarray(inputs, dtype=np.uint32)
@@ -138,7 +138,9 @@ def test_warp_any(run):
     np.testing.assert_array_equal(run("warp_any", flags, 3), np.array([[0], [1], [1]]) * np.ones(32, int))
 
 
-SPECIAL = np.array([0, -0.0, 1, -1, 0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, 65504, 65520, 7e4, -3e9], np.float32)
+SPECIAL = np.array(
+    [0, -0.0, 1, -1, 0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, 65504, 65520, 7e4, -3e9], np.float32
+)
 
 
 def float_operands(seed: int) -> np.ndarray:

@@ -6,13 +6,14 @@ import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from . import toolchain
-from .simulator import Mode, Simulator, SimulatorError
+from .simulator import DEFAULT_MODE, Mode, Simulator, SimulatorError
 
 HEAD_DIMS = (32, 64, 96, 128, 256)
-DTYPES = [np.float32, np.float16, np.uint16, np.int8, np.bool_]  # enum DataType; uint16 holds bfloat16's bits
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.bool_]  # enum DataType
 SCALES = ("none", "per_tensor", "per_head", "per_channel")  # enum ScaleGranularity
 
 
@@ -26,8 +27,7 @@ class _Strides(ctypes.Structure):
 
 class _Mask(ctypes.Structure):
     _fields_ = [("present", ctypes.c_bool), ("dtype", ctypes.c_int)] + [
-        (name, ctypes.c_int64)
-        for name in ("stride_batch", "stride_head", "stride_query", "stride_key", "seqlen_kv")
+        (name, ctypes.c_int64) for name in ("stride_batch", "stride_head", "stride_query", "stride_key", "seqlen_kv")
     ]
 
 
@@ -142,7 +142,7 @@ class AttentionSimulator(Simulator):
         v: np.ndarray,
         attributes: Attributes,
         *,
-        mode: Mode = Mode(),
+        mode: Mode = DEFAULT_MODE,
         ptx: ctypes.c_void_p | None = None,
         output_dtype: type = np.float32,
         bshd_output: bool = False,
@@ -152,14 +152,17 @@ class AttentionSimulator(Simulator):
         """Run one problem.
 
         Args:
-            q: [B, Hq, Sq, D], any strides with contiguous channels; so ``k`` [B, Hkv, S, D] and ``v`` [B, Hkv, S, Dv].
+            q: [B, Hq, Sq, D], any strides with contiguous channels.
+            k: [B, Hkv, S, D], likewise.
+            v: [B, Hkv, S, Dv], likewise.
             attributes: of the operator.
             mode: schedule and visibility.
             ptx: a module of :meth:`load_ptx`: interpret it instead of running the host's compilation.
             output_dtype: of y.
             bshd_output: y is [B, Sq, Hq, Dv] in memory.
             present: also write present_key and present_value.
-            optional: ``past_key``, ``past_value``, ``mask``, ``nonpad_kv_seqlen``, ``q_scale``, ``k_scale``, ``v_scale``.
+            optional: ``past_key``, ``past_value``, ``mask``, ``nonpad_kv_seqlen``, ``q_scale``, ``k_scale`` and
+                ``v_scale``.
         Returns:
             ``y`` [B, Hq, Sq, Dv], ``lse`` and, if asked for, the caches.
         Raises:

@@ -15,7 +15,8 @@ extern "C" {
 SIMT_API size_t attention_problem_bytes() { return sizeof(intfa::AttentionProblem); }
 SIMT_API size_t attention_tensors_bytes() { return sizeof(intfa::AttentionTensors); }
 
-SIMT_API int attention_workspace(const intfa::AttentionProblem* problem, size_t* bytes, char* error, size_t error_bytes) {
+SIMT_API int attention_workspace(const intfa::AttentionProblem* problem, size_t* bytes, char* error,
+                                 size_t error_bytes) {
   return simt::guarded(error, error_bytes, [&] { require(intfa::cuda::workspace_bytes(*problem, bytes)); });
 }
 

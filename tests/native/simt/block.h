@@ -1,4 +1,5 @@
-// The runtime's state: one thread block, alive while launch() runs it. Blocks run one after another, threads of a block interleave.
+// The runtime's state: one thread block, alive while launch() runs it. Blocks run one after another, threads of a block
+// interleave.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,9 @@ struct Thread : ThreadIndex {
   int id() const { return warp * 32 + lane; }
 };
 
-// A warp collective is a meeting: every lane publishes its operands, the last one to come computes. Two generations alternate,
-// since a quick lane may publish for the next meeting while a slow one still reads the results of this one; it cannot be two ahead.
+// A warp collective is a meeting: every lane publishes its operands, the last one to come computes. Two generations
+// alternate, since a quick lane may publish for the next meeting while a slow one still reads the results of this one;
+// it cannot be two ahead.
 struct Meeting {
   LaneRegister operands[10];
   LaneRegister results[4];
@@ -47,7 +49,7 @@ struct Warp {
 
 struct Barrier {
   int arrived = 0, expected = 0;
-  std::vector<int> waiting;         // thread ids
+  std::vector<int> waiting;            // thread ids
   std::vector<unsigned> line_of_warp;  // where each warp's first lane arrived; bar.sync is warp-convergent
   char tsan_token = 0;
 };
@@ -67,7 +69,8 @@ struct Block {
   Fiber launcher;
   const std::function<void()>* body = nullptr;
   std::string error;
-  char started = 0, finished = 0;  // TSan tokens: host before the kernel, kernel before the host; blocks are not ordered
+  char started = 0,
+       finished = 0;  // TSan tokens: host before the kernel, kernel before the host; blocks are not ordered
 };
 
 extern Block* block;
@@ -76,7 +79,8 @@ inline Thread& this_thread() { return *static_cast<Thread*>(current); }
 inline Warp& this_warp() { return block->warps[current->warp]; }
 inline void make_runnable(int thread) { block->runnable[thread / 64] |= uint64_t(1) << (thread % 64); }
 
-// Ends the launch: the message goes to the caller of launch() as an Error, and every fiber is abandoned where it stands.
+// Ends the launch: the message goes to the caller of launch() as an Error, and every fiber is abandoned where it
+// stands.
 [[noreturn]] void fail(const std::string& what, loc_t l);
 
 uint64_t next_random();

@@ -1,9 +1,10 @@
 // The simulators' controls as a C ABI, for the Python tests.
+#include "c_api.h"
+
 #include <cstdio>
 #include <memory>
 #include <vector>
 
-#include "c_api.h"
 #include "ptx.h"
 
 using simt::ptx::Module;
@@ -31,7 +32,8 @@ SIMT_API void simt_use_ptx(void* module, const void* const* addresses, const siz
 // Counters since the last call, in the order of Statistics.
 SIMT_API void simt_take_statistics(uint64_t* out) {
   simt::Statistics& s = simt::statistics();
-  const uint64_t values[] = {s.switches, s.instructions, s.mma, s.ldmatrix, s.shuffles, s.async_copies, s.barriers, s.bank_conflicts};
+  const uint64_t values[] = {s.switches, s.instructions, s.mma,      s.ldmatrix,
+                             s.shuffles, s.async_copies, s.barriers, s.bank_conflicts};
   for (uint64_t value : values) *out++ = value;
   s = {};
 }

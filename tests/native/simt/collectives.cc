@@ -7,8 +7,9 @@ namespace simt {
 
 namespace {
 
-// All 32 lanes meet here: each publishes `count` operands, the last one runs compute(meeting). Returns the meeting, whose results stay
-// valid until this lane's next but one collective. Lanes that come from different calls have diverged, which .sync forbids.
+// All 32 lanes meet here: each publishes `count` operands, the last one runs compute(meeting). Returns the meeting,
+// whose results stay valid until this lane's next but one collective. Lanes that come from different calls have
+// diverged, which .sync forbids.
 template <class Compute>
 Meeting& meet(const char* instruction, loc_t l, const uint32_t* operands, int count, Compute compute) {
   Warp& warp = this_warp();
@@ -19,8 +20,8 @@ Meeting& meet(const char* instruction, loc_t l, const uint32_t* operands, int co
     warp.instruction = instruction;
     warp.location = l;
   } else if (std::strcmp(warp.instruction, instruction) != 0 || warp.location.line() != l.line()) {
-    fail(std::string("divergence: a lane arrives in ") + instruction + " while others of its warp are in " + warp.instruction +
-             " at line " + std::to_string(warp.location.line()),
+    fail(std::string("divergence: a lane arrives in ") + instruction + " while others of its warp are in " +
+             warp.instruction + " at line " + std::to_string(warp.location.line()),
          l);
   }
   warp.arrived |= uint32_t(1) << lane;
@@ -130,8 +131,9 @@ void gather_operands(uint32_t (&operands)[10], const Number* d, const uint32_t* 
 void multiply_half(const char* instruction, float* d, const uint32_t* a, const uint32_t* b, Half type, loc_t l) {
   uint32_t operands[10];
   gather_operands(operands, d, a, b);
-  matrix_product(instruction, d, operands, l,
-                 [type](float(&m)[16][8], const LaneRegister* x, const LaneRegister* y) { multiply_16816(m, x, y, type); });
+  matrix_product(instruction, d, operands, l, [type](float (&m)[16][8], const LaneRegister* x, const LaneRegister* y) {
+    multiply_16816(m, x, y, type);
+  });
 }
 
 }  // namespace
@@ -148,7 +150,9 @@ void syncwarp(loc_t l) {
   tsan_acquire(token);
 }
 
-uint32_t shfl_xor(uint32_t value, int lane_mask, loc_t l) { return shuffle(value, current->lane ^ (lane_mask & 31), l); }
+uint32_t shfl_xor(uint32_t value, int lane_mask, loc_t l) {
+  return shuffle(value, current->lane ^ (lane_mask & 31), l);
+}
 uint32_t shfl_idx(uint32_t value, int lane, loc_t l) { return shuffle(value, lane & 31, l); }
 uint32_t shfl_down(uint32_t value, int delta, loc_t l) {
   return shuffle(value, current->lane + delta < 32 ? current->lane + delta : current->lane, l);
@@ -165,7 +169,7 @@ void mma_16832(int32_t* d, const uint32_t* a, const uint32_t* b, bool a_unsigned
   uint32_t operands[10];
   gather_operands(operands, d, a, b);
   matrix_product(a_unsigned ? "mma.m16n8k32.u8.s8" : "mma.m16n8k32.s8.s8", d, operands, l,
-                 [a_unsigned](int32_t(&m)[16][8], const LaneRegister* x, const LaneRegister* y) {
+                 [a_unsigned](int32_t (&m)[16][8], const LaneRegister* x, const LaneRegister* y) {
                    multiply_16832(m, x, y, a_unsigned, false);
                  });
 }

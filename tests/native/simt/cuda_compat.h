@@ -1,4 +1,5 @@
-// The part of CUDA C++ that kernels use besides inline asm, for g++: qualifiers, built-in variables, vector types, casts.
+// The part of CUDA C++ that kernels use besides inline asm, for g++: qualifiers, built-in variables, vector types,
+// casts.
 #pragma once
 
 #include <cmath>
@@ -18,13 +19,27 @@ struct dim3 {
   constexpr dim3(unsigned vx = 1, unsigned vy = 1, unsigned vz = 1) : x(vx), y(vy), z(vz) {}
 };
 
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(4) char4 { signed char x, y, z, w; };
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(4) char4 {
+  signed char x, y, z, w;
+};
 
 namespace simt {
 // The built-in variables of the thread that runs now.

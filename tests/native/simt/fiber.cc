@@ -1,5 +1,6 @@
-// This file and the rest of the runtime are compiled without instrumentation even in sanitizer builds (SIMT_ASAN or SIMT_TSAN says
-// which one the kernels use): the sanitizers must judge the kernels, not the scheduler that moves them about.
+// This file and the rest of the runtime are compiled without instrumentation even in sanitizer builds (SIMT_ASAN or
+// SIMT_TSAN says which one the kernels use): the sanitizers must judge the kernels, not the scheduler that moves them
+// about.
 #include "fiber.h"
 
 #include <cstdint>
@@ -30,7 +31,8 @@ void __asan_unpoison_memory_region(const volatile void* address, size_t bytes);
 #error "the fiber switch is written for x86-64 (System V); add the callee-saved registers of this machine in fiber.cc"
 #endif
 
-// void simt_switch(void** save_stack_pointer, void* load_stack_pointer): pushes the callee-saved registers and changes stacks.
+// void simt_switch(void** save_stack_pointer, void* load_stack_pointer): pushes the callee-saved registers and changes
+// stacks.
 extern "C" void simt_switch(void** save, void* load);
 asm(R"(
 .text

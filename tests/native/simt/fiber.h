@@ -1,4 +1,5 @@
-// Fibers: the stacks on which CUDA threads run, switched by hand, and announced to ASan and TSan where the build has them.
+// Fibers: the stacks on which CUDA threads run, switched by hand, and announced to ASan and TSan where the build has
+// them.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@ struct Fiber {
   void* asan_fake_stack = nullptr;
 };
 
-// Makes `fiber` run entry() on its stack when it is first switched to. entry() begins with fiber_entered() and never returns.
+// Makes `fiber` run entry() on its stack when it is first switched to. entry() begins with fiber_entered() and never
+// returns.
 void prepare_fiber(Fiber& fiber, char* stack, size_t stack_bytes, void (*entry)());
 void adopt_this_stack(Fiber& launcher);
 void release_fiber(Fiber& fiber);
@@ -23,8 +25,8 @@ void release_fiber(Fiber& fiber);
 void switch_fiber(Fiber& from, Fiber& to);
 void fiber_entered(Fiber& launcher);
 
-// What TSan must be told, because the switch itself orders nothing: barriers release and acquire, and the runtime's own copies
-// into shared memory are accesses of the thread that issued them.
+// What TSan must be told, because the switch itself orders nothing: barriers release and acquire, and the runtime's own
+// copies into shared memory are accesses of the thread that issued them.
 void tsan_release(void* token);
 void tsan_acquire(void* token);
 void tsan_read16(const void* address);

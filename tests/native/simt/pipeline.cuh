@@ -1,5 +1,6 @@
-// A small kernel with the skeleton of the attention kernels, for testing the simulators themselves: C = A . B^T in int8, K streamed
-// through two swizzled stages of shared memory by cp.async. test_simt_defects.py seeds bugs into its text; each must be found.
+// A small kernel with the skeleton of the attention kernels, for testing the simulators themselves: C = A . B^T in
+// int8, K streamed through two swizzled stages of shared memory by cp.async. test_simt_defects.py seeds bugs into its
+// text; each must be found.
 //
 // CTA: 2 warps x 16 rows of A, 32 rows of B. A [m, k], B [n, k] int8, C [m, n] int32; m, n multiples of 32, k of 64.
 #pragma once
@@ -10,12 +11,14 @@
 
 namespace intfa::probe {
 
-constexpr int kRows = 32, kDepth = 64;          // of a tile of A or B
+constexpr int kRows = 32, kDepth = 64;  // of a tile of A or B
 constexpr int kTileBytes = kRows * kDepth;
 constexpr int kPipelineShared = 2 * 2 * kTileBytes;  // stages x {A, B}
 
 // 16-byte chunk of a 64-byte row: XOR with row/2, so that eight rows of an ldmatrix use all banks once.
-INTFA_DEVICE uint32_t chunk_offset(int row, int chunk) { return uint32_t(row * kDepth + ((chunk ^ ((row >> 1) & 3)) << 4)); }
+INTFA_DEVICE uint32_t chunk_offset(int row, int chunk) {
+  return uint32_t(row * kDepth + ((chunk ^ ((row >> 1) & 3)) << 4));
+}
 
 INTFA_DEVICE void fetch_tile(uint32_t tile, const int8_t* rows, int pitch) {
   for (int i = int(threadIdx.x); i < kTileBytes / 16; i += 64)
@@ -51,7 +54,7 @@ __global__ void pipeline(const int8_t* a, const int8_t* b, int32_t* c, int n, in
         const int row = 16 * pair + (lane & 7) + (lane >> 4 << 3);
         ptx::ldmatrix_x4(y, stage + kTileBytes + chunk_offset(row, 2 * step + (lane >> 3 & 1)));
         for (int half = 0; half < 2; ++half) {
-          int32_t(&d)[4] = acc[2 * pair + half];
+          int32_t (&d)[4] = acc[2 * pair + half];
           const int32_t start[4] = {d[0], d[1], d[2], d[3]};
           ptx::mma_s8s8(d, x, y[2 * half], y[2 * half + 1], start);
         }
@@ -68,8 +71,10 @@ __global__ void pipeline(const int8_t* a, const int8_t* b, int32_t* c, int n, in
 // Kernels that are wrong in ways the simulators report as such. data: 32 or 64 words.
 __global__ void divergent_shuffle(uint32_t* data) {
   uint32_t v = data[threadIdx.x];
-  if (v & 1) v = ptx::shfl_xor(v, 1);
-  else v = ptx::shfl_xor(v, 2) + 1;
+  if (v & 1)
+    v = ptx::shfl_xor(v, 1);
+  else
+    v = ptx::shfl_xor(v, 2) + 1;
   data[threadIdx.x] = v;
 }
 __global__ void divergent_barrier(uint32_t* data) {

@@ -1,14 +1,14 @@
-#include "pipeline.cuh"
-
 #include <map>
 #include <string>
 
 #include "c_api.h"
+#include "pipeline.cuh"
 
 using namespace intfa::probe;
 
 // C [m, n] = A [m, k] . B [n, k]^T
-extern "C" SIMT_API int pipeline_run(const int8_t* a, const int8_t* b, int32_t* c, int m, int n, int k, char* error, size_t error_bytes) {
+extern "C" SIMT_API int pipeline_run(const int8_t* a, const int8_t* b, int32_t* c, int m, int n, int k, char* error,
+                                     size_t error_bytes) {
   return simt::guarded(error, error_bytes, [&] {
     simt::launch_kernel(pipeline, dim3(unsigned(n / kRows), unsigned(m / kRows)), 64, kPipelineShared, a, b, c, n, k);
   });
@@ -23,5 +23,6 @@ extern "C" SIMT_API int defect_run(const char* name, uint32_t* data, char* error
       {"exit_before_copy", exit_before_copy},
       {"bank_conflict", bank_conflict},
   };
-  return simt::guarded(error, error_bytes, [&] { simt::launch_kernel(kDefects.at(name), 1, 64, kPipelineShared, data); });
+  return simt::guarded(error, error_bytes,
+                       [&] { simt::launch_kernel(kDefects.at(name), 1, 64, kPipelineShared, data); });
 }

@@ -1,5 +1,5 @@
-// One kernel per wrapper of plugin/cuda/ptx.cuh: 32 lanes, registers in, registers out. Compiled by g++ (host twins) and by nvcc (the
-// instructions), they are checked against independent definitions in tests/test_simt_instructions.py.
+// One kernel per wrapper of plugin/cuda/ptx.cuh: 32 lanes, registers in, registers out. Compiled by g++ (host twins)
+// and by nvcc (the instructions), they are checked against independent definitions in tests/test_simt_instructions.py.
 //
 // in: uint32 [inputs][32], out: uint32 [outputs][32]; a register's lane l is column l.
 #pragma once
@@ -36,8 +36,10 @@ INTFA_DEVICE void multiply_int8(const Lane& x) {  // a[4], b[2], c[4] -> d[4]
   int32_t c[4], d[4];
   for (int i = 0; i < 4; ++i) a[i] = x.get(i);
   for (int i = 0; i < 4; ++i) c[i] = int32_t(x.get(6 + i));
-  if (kUnsigned) ptx::mma_u8s8(d, a, x.get(4), x.get(5), c);
-  else ptx::mma_s8s8(d, a, x.get(4), x.get(5), c);
+  if (kUnsigned)
+    ptx::mma_u8s8(d, a, x.get(4), x.get(5), c);
+  else
+    ptx::mma_s8s8(d, a, x.get(4), x.get(5), c);
   for (int i = 0; i < 4; ++i) x.put(i, uint32_t(d[i]));
 }
 

@@ -66,7 +66,8 @@ void select(Warp& warp, const Instruction& i, LaneMask mask) {
   each_lane(mask, [&](int l) { d[l] = p >> l & 1 ? a[l] : b[l]; });
 }
 
-// ---------------------------------------------------------------------------------------------------------- definitions
+// ----------------------------------------------------------------------------------------------------------
+// definitions
 
 constexpr auto kAdd = [](auto a, auto b) { return a + b; };
 constexpr auto kSubtract = [](auto a, auto b) { return a - b; };
@@ -83,7 +84,9 @@ constexpr auto kNot = [](auto a) { return ~a; };
 constexpr auto kNegate = [](auto a) { return -a; };
 constexpr auto kIdentity = [](auto a) { return a; };
 // Shift counts beyond the width give 0, or the sign.
-constexpr auto kShiftLeft = [](auto a, uint32_t n) { return n >= 8 * sizeof(a) ? decltype(a)(0) : decltype(a)(a << n); };
+constexpr auto kShiftLeft = [](auto a, uint32_t n) {
+  return n >= 8 * sizeof(a) ? decltype(a)(0) : decltype(a)(a << n);
+};
 constexpr auto kShiftRight = [](auto a, uint32_t n) {
   if (n >= 8 * sizeof(a)) return a < 0 ? decltype(a)(-1) : decltype(a)(0);
   return decltype(a)(a >> n);
@@ -163,8 +166,10 @@ void add_float(Table& table) {
     table.add("sub." + r + "f32", "rrr", binary<float, float, float, kSubtract>);
     table.add("mul." + r + "f32", "rrr", binary<float, float, float, kMultiply>);
   }
-  table.add("fma.rn.f32", "rrrr", ternary<float, float, float, float, [](float a, float b, float c) { return std::fma(a, b, c); }>);
-  table.add("fma.rm.f32", "rrrr", ternary<float, float, float, float, [](float a, float b, float c) { return fma_rd(a, b, c); }>);
+  table.add("fma.rn.f32", "rrrr",
+            ternary<float, float, float, float, [](float a, float b, float c) { return std::fma(a, b, c); }>);
+  table.add("fma.rm.f32", "rrrr",
+            ternary<float, float, float, float, [](float a, float b, float c) { return fma_rd(a, b, c); }>);
   table.add("div.rn.f32", "rrr", binary<float, float, float, [](float a, float b) { return a / b; }>);
   table.add("rcp.rn.f32", "rr", unary<float, float, [](float a) { return 1.f / a; }>);
   table.add("sqrt.rn.f32", "rr", unary<float, float, [](float a) { return std::sqrt(a); }>);
@@ -197,7 +202,8 @@ void add_float(Table& table) {
 
 template <class D, class A>
 void add_conversion(Table& table, const std::string& d, const std::string& a) {
-  table.add("cvt." + d + "." + a, {sizeof(D) == 8 ? 'd' : 'r', sizeof(A) == 8 ? 'd' : 'r'}, unary<D, A, [](A x) { return D(x); }>);
+  table.add("cvt." + d + "." + a, {sizeof(D) == 8 ? 'd' : 'r', sizeof(A) == 8 ? 'd' : 'r'},
+            unary<D, A, [](A x) { return D(x); }>);
 }
 
 template <class D>
@@ -215,8 +221,10 @@ void add_integer_conversions(Table& table, const std::string& d) {
 template <class D>
 void add_conversions_from_float(Table& table, const std::string& d) {
   const std::string operands = sizeof(D) == 8 ? "dr" : "rr";
-  table.add("cvt.rni." + d + ".f32", operands, unary<D, float, [](float x) { return float_to_integer<D>(std::nearbyint(double(x))); }>);
-  table.add("cvt.rzi." + d + ".f32", operands, unary<D, float, [](float x) { return float_to_integer<D>(std::trunc(double(x))); }>);
+  table.add("cvt.rni." + d + ".f32", operands,
+            unary<D, float, [](float x) { return float_to_integer<D>(std::nearbyint(double(x))); }>);
+  table.add("cvt.rzi." + d + ".f32", operands,
+            unary<D, float, [](float x) { return float_to_integer<D>(std::trunc(double(x))); }>);
 }
 
 void add_conversions(Table& table) {
@@ -254,12 +262,12 @@ void add_conversions(Table& table) {
   table.add("cvt.rn.bf16x2.f32", "rrr", binary<uint32_t, float, float, [](float a, float b) {
               return uint32_t(bf16_from_f32(a)) << 16 | bf16_from_f32(b);
             }>);
-  table.add("cvt.pack.sat.u8.s32.b32", "rrrr", ternary<uint32_t, int32_t, int32_t, uint32_t, [](int32_t a, int32_t b, uint32_t c) {
-              return pack_saturated<uint8_t>(a, b, c);
-            }>);
-  table.add("cvt.pack.sat.s8.s32.b32", "rrrr", ternary<uint32_t, int32_t, int32_t, uint32_t, [](int32_t a, int32_t b, uint32_t c) {
-              return pack_saturated<int8_t>(a, b, c);
-            }>);
+  table.add("cvt.pack.sat.u8.s32.b32", "rrrr",
+            ternary<uint32_t, int32_t, int32_t, uint32_t,
+                    [](int32_t a, int32_t b, uint32_t c) { return pack_saturated<uint8_t>(a, b, c); }>);
+  table.add("cvt.pack.sat.s8.s32.b32", "rrrr",
+            ternary<uint32_t, int32_t, int32_t, uint32_t,
+                    [](int32_t a, int32_t b, uint32_t c) { return pack_saturated<int8_t>(a, b, c); }>);
 }
 
 // Insert: bits [position, position + length) of b replaced by the low bits of a. Operands: d, a, b, position, length.
@@ -276,11 +284,13 @@ void insert_bits(Warp& warp, const Instruction& i, LaneMask mask) {
 // lop3.b32 d, a, b, c, table: bit (a<<2 | b<<1 | c) of the table, for every bit.
 void logic_3(Warp& warp, const Instruction& i, LaneMask mask) {
   auto* d = warp.lanes<uint32_t>(i.operand[0]);
-  const uint32_t *a = warp.lanes<uint32_t>(i.operand[1]), *b = warp.lanes<uint32_t>(i.operand[2]), *c = warp.lanes<uint32_t>(i.operand[3]);
+  const uint32_t *a = warp.lanes<uint32_t>(i.operand[1]), *b = warp.lanes<uint32_t>(i.operand[2]),
+                 *c = warp.lanes<uint32_t>(i.operand[3]);
   each_lane(mask, [&](int l) {
     uint32_t result = 0;
     for (int bit = 0; bit < 8; bit++)
-      if (i.immediate >> bit & 1) result |= (bit & 4 ? a[l] : ~a[l]) & (bit & 2 ? b[l] : ~b[l]) & (bit & 1 ? c[l] : ~c[l]);
+      if (i.immediate >> bit & 1)
+        result |= (bit & 4 ? a[l] : ~a[l]) & (bit & 2 ? b[l] : ~b[l]) & (bit & 1 ? c[l] : ~c[l]);
     d[l] = result;
   });
 }
@@ -318,31 +328,50 @@ void move_bits(Warp& warp, const Instruction& i, LaneMask mask) {
 }
 
 void add_special(Table& table) {
-  table.add("mul.wide.u16", "rrr", binary<uint32_t, uint16_t, uint16_t, [](uint16_t a, uint16_t b) { return uint32_t(a) * b; }>);
-  table.add("mul.wide.s16", "rrr", binary<int32_t, int16_t, int16_t, [](int16_t a, int16_t b) { return int32_t(a) * b; }>);
-  table.add("mul.wide.u32", "drr", binary<uint64_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b) { return uint64_t(a) * b; }>);
-  table.add("mul.wide.s32", "drr", binary<int64_t, int32_t, int32_t, [](int32_t a, int32_t b) { return int64_t(a) * b; }>);
-  table.add("mad.wide.u32", "drrd", ternary<uint64_t, uint32_t, uint32_t, uint64_t, [](uint32_t a, uint32_t b, uint64_t c) { return uint64_t(a) * b + c; }>);
-  table.add("mad.wide.s32", "drrd", ternary<int64_t, int32_t, int32_t, int64_t, [](int32_t a, int32_t b, int64_t c) { return int64_t(a) * b + c; }>);
-  table.add("mul.hi.u32", "rrr", binary<uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }>);
-  table.add("mul.hi.s32", "rrr", binary<int32_t, int32_t, int32_t, [](int32_t a, int32_t b) { return int32_t(int64_t(a) * b >> 32); }>);
-  table.add("prmt.b32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t s) { return prmt(a, b, s); }>);
-  table.add("dp4a.u32.u32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t c) { return dp4a<uint8_t, uint8_t>(a, b, c); }>);
-  table.add("dp4a.s32.s32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t c) { return dp4a<int8_t, int8_t>(a, b, c); }>);
+  table.add("mul.wide.u16", "rrr",
+            binary<uint32_t, uint16_t, uint16_t, [](uint16_t a, uint16_t b) { return uint32_t(a) * b; }>);
+  table.add("mul.wide.s16", "rrr",
+            binary<int32_t, int16_t, int16_t, [](int16_t a, int16_t b) { return int32_t(a) * b; }>);
+  table.add("mul.wide.u32", "drr",
+            binary<uint64_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b) { return uint64_t(a) * b; }>);
+  table.add("mul.wide.s32", "drr",
+            binary<int64_t, int32_t, int32_t, [](int32_t a, int32_t b) { return int64_t(a) * b; }>);
+  table.add("mad.wide.u32", "drrd",
+            ternary<uint64_t, uint32_t, uint32_t, uint64_t,
+                    [](uint32_t a, uint32_t b, uint64_t c) { return uint64_t(a) * b + c; }>);
+  table.add(
+      "mad.wide.s32", "drrd",
+      ternary<int64_t, int32_t, int32_t, int64_t, [](int32_t a, int32_t b, int64_t c) { return int64_t(a) * b + c; }>);
+  table.add(
+      "mul.hi.u32", "rrr",
+      binary<uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }>);
+  table.add("mul.hi.s32", "rrr",
+            binary<int32_t, int32_t, int32_t, [](int32_t a, int32_t b) { return int32_t(int64_t(a) * b >> 32); }>);
+  table.add("prmt.b32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t s) {
+              return prmt(a, b, s);
+            }>);
+  table.add("dp4a.u32.u32", "rrrr",
+            ternary<uint32_t, uint32_t, uint32_t, uint32_t,
+                    [](uint32_t a, uint32_t b, uint32_t c) { return dp4a<uint8_t, uint8_t>(a, b, c); }>);
+  table.add("dp4a.s32.s32", "rrrr",
+            ternary<uint32_t, uint32_t, uint32_t, uint32_t,
+                    [](uint32_t a, uint32_t b, uint32_t c) { return dp4a<int8_t, int8_t>(a, b, c); }>);
   table.add("popc.b32", "rr", unary<uint32_t, uint32_t, [](uint32_t a) { return uint32_t(std::popcount(a)); }>);
   table.add("clz.b32", "rr", unary<uint32_t, uint32_t, [](uint32_t a) { return uint32_t(std::countl_zero(a)); }>);
-  table.add("bfe.u32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t position, uint32_t length) {
+  table.add("bfe.u32", "rrrr",
+            ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t position, uint32_t length) {
               return kShiftRight(a, position) & (length >= 32 ? ~0u : (1u << length) - 1);
             }>);
   table.add("bfi.b32", "rrrrr", insert_bits);
   table.add("lop3.b32", "rrrri", logic_3);
   // The upper word of {b, a} shifted left by n % 32, and the lower word of it shifted right.
-  table.add("shf.l.wrap.b32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t n) {
+  table.add("shf.l.wrap.b32", "rrrr",
+            ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t n) {
               return uint32_t(((uint64_t(b) << 32 | a) << (n % 32)) >> 32);
             }>);
-  table.add("shf.r.wrap.b32", "rrrr", ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t b, uint32_t n) {
-              return uint32_t((uint64_t(b) << 32 | a) >> (n % 32));
-            }>);
+  table.add("shf.r.wrap.b32", "rrrr",
+            ternary<uint32_t, uint32_t, uint32_t, uint32_t,
+                    [](uint32_t a, uint32_t b, uint32_t n) { return uint32_t((uint64_t(b) << 32 | a) >> (n % 32)); }>);
   table.add("mov.b16", "rr", unary<uint16_t, uint16_t, kIdentity>);
   table.add("mov.b32", "VV", move_bits<uint32_t, uint16_t>);
   table.add("mov.b64", "XX", move_bits<uint64_t, uint32_t>);

@@ -66,8 +66,8 @@ void exit_lanes(Warp& warp, const Instruction& instruction, LaneMask lanes) {
     if (!copy.landed) fail(warp, instruction, "a warp exits with cp.async in flight");
 }
 
-// Runs until the warp waits at a barrier, ends, or has spent its budget. Of diverged lanes the ones at the lowest instruction run, up
-// to where the next ones stand: that reconverges every structured program.
+// Runs until the warp waits at a barrier, ends, or has spent its budget. Of diverged lanes the ones at the lowest
+// instruction run, up to where the next ones stand: that reconverges every structured program.
 void run_warp(Warp& warp, int64_t budget) {
   const std::vector<Instruction>& code = warp.machine->kernel->code;
   Statistics& total = statistics();
@@ -78,8 +78,10 @@ void run_warp(Warp& warp, int64_t budget) {
     LaneMask mask = 0;
     for (int lane = 0; lane < 32; lane++) {
       if (!(warp.alive >> lane & 1)) continue;
-      if (warp.pc[lane] == pc) mask |= LaneMask(1) << lane;
-      else limit = std::min(limit, warp.pc[lane]);
+      if (warp.pc[lane] == pc)
+        mask |= LaneMask(1) << lane;
+      else
+        limit = std::min(limit, warp.pc[lane]);
     }
     const auto leave_at = [&](LaneMask lanes, int where) {
       for (int lane = 0; lane < 32; lane++)
@@ -130,10 +132,14 @@ void run_warp(Warp& warp, int64_t budget) {
 
 int choose(Machine& machine, const std::vector<int>& ready, int last) {
   switch (machine.config.schedule) {
-    case Schedule::kGreedyFirst: return ready.front();
-    case Schedule::kGreedyLast: return ready.back();
-    case Schedule::kRandom: return ready[next_random(machine) % ready.size()];
-    case Schedule::kRoundRobin: break;
+    case Schedule::kGreedyFirst:
+      return ready.front();
+    case Schedule::kGreedyLast:
+      return ready.back();
+    case Schedule::kRandom:
+      return ready[next_random(machine) % ready.size()];
+    case Schedule::kRoundRobin:
+      break;
   }
   const auto next = std::upper_bound(ready.begin(), ready.end(), last);
   return next == ready.end() ? ready.front() : *next;
@@ -146,26 +152,30 @@ void run_block(Machine& machine) {
     const Warp* waiting = nullptr;
     for (const Warp& warp : machine.warps) {
       if (warp.alive == 0) continue;
-      if (warp.barrier < 0) ready.push_back(warp.id);
-      else waiting = &warp;
+      if (warp.barrier < 0)
+        ready.push_back(warp.id);
+      else
+        waiting = &warp;
     }
     if (ready.empty()) {
       if (waiting == nullptr) return;
-      throw Error("PTX: deadlock, warp " + std::to_string(waiting->id) + " waits at barrier " + std::to_string(waiting->barrier) +
-                  " that not every warp reaches");
+      throw Error("PTX: deadlock, warp " + std::to_string(waiting->id) + " waits at barrier " +
+                  std::to_string(waiting->barrier) + " that not every warp reaches");
     }
     last = choose(machine, ready, last);
     statistics().switches++;
     // The random schedule also stops warps between barriers.
     const bool random = machine.config.schedule == Schedule::kRandom;
-    run_warp(machine.warps[size_t(last)], random ? 1 + int64_t(next_random(machine) % 256) : std::numeric_limits<int64_t>::max());
+    run_warp(machine.warps[size_t(last)],
+             random ? 1 + int64_t(next_random(machine) % 256) : std::numeric_limits<int64_t>::max());
   }
 }
 
 std::string kernel_name(const LaunchRequest& request) {
   Dl_info info;
   if (dladdr(request.kernel, &info) == 0 || info.dli_sname == nullptr)
-    throw Error("the kernel has no exported symbol, so its PTX cannot be found; build the driver with default visibility");
+    throw Error(
+        "the kernel has no exported symbol, so its PTX cannot be found; build the driver with default visibility");
   return info.dli_sname;
 }
 
@@ -177,7 +187,8 @@ void set_parameters(Machine& machine, const LaunchRequest& request) {
   machine.parameters.assign(kernel.parameter_bytes, 0);
   for (size_t i = 0; i < request.arguments.size(); i++) {
     const auto [offset, bytes] = kernel.parameters[i];
-    if (bytes != request.arguments[i].size()) throw Error("PTX: parameter " + std::to_string(i) + " of " + kernel.name + " has another size");
+    if (bytes != request.arguments[i].size())
+      throw Error("PTX: parameter " + std::to_string(i) + " of " + kernel.name + " has another size");
     std::memcpy(&machine.parameters[offset], request.arguments[i].data(), bytes);
   }
 }
@@ -212,8 +223,8 @@ void launch(const Module& module, const std::vector<Region>& regions, const Laun
 void fail(const Warp& warp, const Instruction& instruction, const std::string& what) {
   const dim3 b = warp.machine->index;
   throw Error("PTX: " + what + ", line " + std::to_string(instruction.line) + ": " + instruction.text + ", kernel " +
-              warp.machine->kernel->name.substr(0, 80) + ", block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " +
-              std::to_string(b.z) + ") warp " + std::to_string(warp.id));
+              warp.machine->kernel->name.substr(0, 80) + ", block (" + std::to_string(b.x) + ", " +
+              std::to_string(b.y) + ", " + std::to_string(b.z) + ") warp " + std::to_string(warp.id));
 }
 
 uint64_t next_random(Machine& machine) {  // xorshift64
@@ -224,12 +235,14 @@ uint64_t next_random(Machine& machine) {  // xorshift64
   return machine.random_state = x;
 }
 
-unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32_t address, uint32_t bytes, Access access) {
+unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32_t address, uint32_t bytes,
+                              Access access) {
   Machine& machine = *warp.machine;
   const uint32_t offset = address - kSharedWindow;
   if (address < kSharedWindow || size_t(offset) + bytes > machine.shared_bytes)
-    fail(warp, instruction, "shared-memory access at offset " + std::to_string(int64_t(address) - kSharedWindow) + " is out of bounds (" +
-                                std::to_string(machine.shared_bytes) + " bytes)");
+    fail(warp, instruction,
+         "shared-memory access at offset " + std::to_string(int64_t(address) - kSharedWindow) + " is out of bounds (" +
+             std::to_string(machine.shared_bytes) + " bytes)");
   if (offset % bytes != 0) fail(warp, instruction, "misaligned shared-memory access");
   if (const char* race = machine.races.access(warp.id, offset, bytes, access)) fail(warp, instruction, race);
   return &machine.shared[offset];
@@ -249,8 +262,10 @@ void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int n
   if (id < 0 || id >= 16) fail(warp, instruction, "barrier id out of range");
   Barrier& barrier = machine.barriers[id];
   const int expected = num_threads / 32;
-  if (barrier.arrived == 0) barrier.expected = expected;
-  else if (barrier.expected != expected) fail(warp, instruction, "barrier with another thread count than an earlier arrival");
+  if (barrier.arrived == 0)
+    barrier.expected = expected;
+  else if (barrier.expected != expected)
+    fail(warp, instruction, "barrier with another thread count than an earlier arrival");
   warp.barrier = id;
   if (++barrier.arrived < expected) return;
   barrier.arrived = 0;

@@ -1,5 +1,5 @@
-// The interpreter's state: one thread block of warps. Registers are arrays of 32 lanes, so that most instructions are one loop that
-// the host compiler vectorizes.
+// The interpreter's state: one thread block of warps. Registers are arrays of 32 lanes, so that most instructions are
+// one loop that the host compiler vectorizes.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,10 @@ struct Warp {
   using Storage = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   template <class T>
   Storage<T>* lanes(int slot) {
-    if constexpr (sizeof(T) == 8) return &registers_64[size_t(slot) * 32];
-    else return &registers_32[size_t(slot) * 32];
+    if constexpr (sizeof(T) == 8)
+      return &registers_64[size_t(slot) * 32];
+    else
+      return &registers_32[size_t(slot) * 32];
   }
 };
 
@@ -69,11 +71,11 @@ struct Machine {
 uint64_t next_random(Machine& machine);
 
 // Checked addresses: in bounds and aligned to `bytes`; shared accesses also go through the race check.
-unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32_t address, uint32_t bytes, Access access);
+unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32_t address, uint32_t bytes,
+                              Access access);
 char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t address, size_t bytes);
 
 // bar.sync id, threads: the warp stops running until the others are there.
 void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads);
-
 
 }  // namespace simt::ptx

@@ -26,12 +26,14 @@ template <class T, int kCount, Space kSpace>
 void count_conflicts(Warp& warp, const Instruction& i, int address_operand, LaneMask mask) {
   if constexpr (kSpace == Space::kShared) {
     uint32_t addresses[32];
-    for (int lane = 0; lane < 32; lane++) addresses[lane] = warp.lanes<uint32_t>(i.operand[address_operand])[lane] + uint32_t(i.offset);
+    for (int lane = 0; lane < 32; lane++)
+      addresses[lane] = warp.lanes<uint32_t>(i.operand[address_operand])[lane] + uint32_t(i.offset);
     statistics().bank_conflicts += uint64_t(extra_passes(addresses, mask, unsigned(sizeof(T)) * kCount));
   }
 }
 
-// T: the type in memory. Slot: int64_t or uint64_t where a narrower type is loaded into a 64-bit register, which extends it.
+// T: the type in memory. Slot: int64_t or uint64_t where a narrower type is loaded into a 64-bit register, which
+// extends it.
 template <class T, int kCount, Space kSpace, class Slot = T>
 void load(Warp& warp, const Instruction& i, LaneMask mask) {  // operands: kCount results, address
   count_conflicts<T, kCount, kSpace>(warp, i, kCount, mask);
@@ -84,8 +86,10 @@ void add_access(Table& table, const std::string& suffix) {  // ".v2.f32"
   }
   table.add("st.global" + suffix, {'g', kValue}, store<T, kCount, Space::kGlobal>);
   for (const char* kind : {"", ".volatile"}) {
-    table.add(std::string("ld") + kind + ".shared" + suffix, {kValue, 's'}, load<T, kCount, Space::kShared>, Flow::kNone, kBytes);
-    table.add(std::string("st") + kind + ".shared" + suffix, {'s', kValue}, store<T, kCount, Space::kShared>, Flow::kNone, kBytes);
+    table.add(std::string("ld") + kind + ".shared" + suffix, {kValue, 's'}, load<T, kCount, Space::kShared>,
+              Flow::kNone, kBytes);
+    table.add(std::string("st") + kind + ".shared" + suffix, {'s', kValue}, store<T, kCount, Space::kShared>,
+              Flow::kNone, kBytes);
   }
   table.add("ld.param" + suffix, {kValue, 'a'}, load_parameter<T, kCount>);
 }
@@ -105,7 +109,8 @@ void add_accesses(Table& table, const std::string& type) {
   }
 }
 
-// -------------------------------------------------------------------------------------------------------------- cp.async
+// --------------------------------------------------------------------------------------------------------------
+// cp.async
 
 void land(Warp& warp, const Instruction& i, PendingCopy& copy) {
   if (copy.landed) return;
@@ -115,8 +120,8 @@ void land(Warp& warp, const Instruction& i, PendingCopy& copy) {
   std::memset(dst + copy.bytes, 0, 16 - copy.bytes);
 }
 
-// cp.async.cg.shared.global [dst], [src], 16{, bytes}: `bytes` are copied, the rest is zeroed. For the race check a copy is in flight
-// until its wait, whenever its bytes appear.
+// cp.async.cg.shared.global [dst], [src], 16{, bytes}: `bytes` are copied, the rest is zeroed. For the race check a
+// copy is in flight until its wait, whenever its bytes appear.
 void copy_async(Warp& warp, const Instruction& i, LaneMask mask) {
   if (i.immediate != 16) fail(warp, i, "cp.async of other than 16 bytes");
   const uint32_t* dst = warp.lanes<uint32_t>(i.operand[0]);

@@ -102,7 +102,10 @@ class Parser {
       parse_kernel(trim(head.substr(entry + 6)));
     } else if (head.find(".func") != std::string::npos) {  // a call to it is an unknown instruction
       read_until("{;");
-      if (text_[at_] == '{') skip_block(); else at_++;
+      if (text_[at_] == '{')
+        skip_block();
+      else
+        at_++;
     } else if (text_[at_] == ';') {
       at_++;
       const size_t bracket = head.find('[');
@@ -138,10 +141,14 @@ class Parser {
     std::string word, name;
     size_t align = 0, bytes = 0;
     while (words >> word) {
-      if (word == ".align") words >> align;
-      else if (word == ".ptr" || word == ".param" || word == ".global") continue;
-      else if (word[0] == '.') bytes = type_bytes(word);
-      else name = word;
+      if (word == ".align")
+        words >> align;
+      else if (word == ".ptr" || word == ".param" || word == ".global")
+        continue;
+      else if (word[0] == '.')
+        bytes = type_bytes(word);
+      else
+        name = word;
     }
     if (const size_t bracket = name.find('['); bracket != std::string::npos) {
       bytes *= size_t(std::atoi(name.c_str() + bracket + 1));
@@ -188,14 +195,18 @@ class Parser {
   }
 
   void parse_statement(const std::string& statement) {
-    if (statement.rfind(".reg", 0) == 0) parse_registers(statement);
+    if (statement.rfind(".reg", 0) == 0)
+      parse_registers(statement);
     else if (statement[0] == '.' && statement.rfind(".pragma", 0) != 0 && statement.rfind(".loc", 0) != 0)
       fail("unsupported directive: " + statement);
-    else if (statement[0] != '.') parse_instruction(statement);
+    else if (statement[0] != '.')
+      parse_instruction(statement);
   }
 
   int new_slot(SlotClass c) {
-    return c == SlotClass::k32 ? kernel_->slots_32++ : c == SlotClass::k64 ? kernel_->slots_64++ : kernel_->slots_predicate++;
+    return c == SlotClass::k32   ? kernel_->slots_32++
+           : c == SlotClass::k64 ? kernel_->slots_64++
+                                 : kernel_->slots_predicate++;
   }
 
   void parse_registers(const std::string& statement) {  // .reg .type %name<count>, %name
@@ -203,10 +214,10 @@ class Parser {
     std::string reg, type, rest;
     words >> reg >> type;
     std::getline(words, rest);
-    const SlotClass c = type == ".pred"                             ? SlotClass::kPredicate
-                        : type.find("64") != std::string::npos     ? SlotClass::k64
-                        : type.find("128") != std::string::npos    ? (fail("128-bit register"), SlotClass::k32)
-                                                                   : SlotClass::k32;
+    const SlotClass c = type == ".pred"                         ? SlotClass::kPredicate
+                        : type.find("64") != std::string::npos  ? SlotClass::k64
+                        : type.find("128") != std::string::npos ? (fail("128-bit register"), SlotClass::k32)
+                                                                : SlotClass::k32;
     for (const std::string& item : split_operands(rest)) {
       const size_t angle = item.find('<');
       if (angle == std::string::npos) {
@@ -273,9 +284,15 @@ class Parser {
     const int made = new_slot(c);
     registers_[key] = {c, made};
     switch (c) {
-      case SlotClass::k32: kernel_->constants_32.push_back({made, uint32_t(value)}); break;
-      case SlotClass::k64: kernel_->constants_64.push_back({made, value}); break;
-      case SlotClass::kPredicate: kernel_->constants_predicate.push_back({made, value != 0 ? ~LaneMask(0) : 0}); break;
+      case SlotClass::k32:
+        kernel_->constants_32.push_back({made, uint32_t(value)});
+        break;
+      case SlotClass::k64:
+        kernel_->constants_64.push_back({made, value});
+        break;
+      case SlotClass::kPredicate:
+        kernel_->constants_predicate.push_back({made, value != 0 ? ~LaneMask(0) : 0});
+        break;
     }
     return made;
   }
@@ -299,7 +316,8 @@ class Parser {
     const Opcode& opcode = find_opcode(rest.substr(0, space), operands);
     instruction.handler = opcode.handler;
     instruction.flow = opcode.flow;
-    if (opcode.shared_access_bytes != 0) kernel_->shared_granule = std::min(kernel_->shared_granule, opcode.shared_access_bytes);
+    if (opcode.shared_access_bytes != 0)
+      kernel_->shared_granule = std::min(kernel_->shared_granule, opcode.shared_access_bytes);
     bool optional = false;
     size_t next = 0;
     for (const char kind : opcode.signature) {
@@ -316,7 +334,8 @@ class Parser {
   }
 
   const Opcode& find_opcode(std::string name, const std::vector<std::string>& operands) {
-    if ((name.rfind("ld.", 0) == 0 || name.rfind("st.", 0) == 0) && operands.size() == 2 && type_bytes(name.substr(name.rfind('.'))) < 8) {
+    if ((name.rfind("ld.", 0) == 0 || name.rfind("st.", 0) == 0) && operands.size() == 2 &&
+        type_bytes(name.substr(name.rfind('.'))) < 8) {
       const auto found = registers_.find(operands[name[0] == 'l' ? 0 : 1]);
       if (found != registers_.end() && found->second.c == SlotClass::k64) name += kWideRegister;
     }
@@ -332,8 +351,10 @@ class Parser {
 
   void parse_operand(Instruction& instruction, char kind, const std::string& operand) {
     switch (kind) {
-      case 'r': return push(instruction, slot(operand, SlotClass::k32));
-      case 'd': return push(instruction, slot(operand, SlotClass::k64));
+      case 'r':
+        return push(instruction, slot(operand, SlotClass::k32));
+      case 'd':
+        return push(instruction, slot(operand, SlotClass::k64));
       case 'p': {
         const bool negated = operand[0] == '!';
         if (negated) instruction.negated |= 1u << instruction.count;
@@ -344,24 +365,30 @@ class Parser {
       case 'X': {
         if (kind == 'X') kind = operand[0] == '{' ? 'V' : 'W';
         const std::string inner = operand[0] == '{' ? operand.substr(1, operand.size() - 2) : operand;
-        for (const std::string& item : split_operands(inner)) push(instruction, slot(item, kind == 'V' ? SlotClass::k32 : SlotClass::k64));
+        for (const std::string& item : split_operands(inner))
+          push(instruction, slot(item, kind == 'V' ? SlotClass::k32 : SlotClass::k64));
         return;
       }
       case 't': {
         const size_t bar = operand.find('|');
         push(instruction, slot(trim(operand.substr(0, bar)), SlotClass::k32));
-        if (bar != std::string::npos) instruction.result_predicate = slot(trim(operand.substr(bar + 1)), SlotClass::kPredicate);
+        if (bar != std::string::npos)
+          instruction.result_predicate = slot(trim(operand.substr(bar + 1)), SlotClass::kPredicate);
         return;
       }
-      case 'i': instruction.immediate = std::strtoll(operand.c_str(), nullptr, 0); return;
+      case 'i':
+        instruction.immediate = std::strtoll(operand.c_str(), nullptr, 0);
+        return;
       case 'l':
         instruction.target = int(pending_labels_.size());
         pending_labels_.push_back(operand);
         return;
       case 's':
       case 'g':
-      case 'a': return parse_address(instruction, kind, operand);
-      default: fail(std::string("opcode table: unknown operand kind ") + kind);
+      case 'a':
+        return parse_address(instruction, kind, operand);
+      default:
+        fail(std::string("opcode table: unknown operand kind ") + kind);
     }
   }
 
@@ -375,7 +402,8 @@ class Parser {
     }
     // cp.async has two addresses; an offset could belong to either, and nvcc writes none there
     if (offset != 0 && instruction.offset != 0) fail("two offset addresses: " + instruction.text);
-    if (offset != 0 && instruction.text.find("cp.async") != std::string::npos) fail("cp.async with an offset: " + instruction.text);
+    if (offset != 0 && instruction.text.find("cp.async") != std::string::npos)
+      fail("cp.async with an offset: " + instruction.text);
     instruction.offset += offset;
     push(instruction, slot(base, kind == 's' ? SlotClass::k32 : SlotClass::k64));
   }

@@ -19,7 +19,8 @@ const char* RaceCheck::access(int warp, size_t offset, size_t bytes, Access kind
   for (size_t c = offset / granule; c <= (offset + bytes - 1) / granule; c++) {
     Cell& cell = cells_[c];
     if (cell.in_flight && kind != Access::kCopyLand)
-      return kind == Access::kRead ? "race: read of cp.async data still in flight" : "race: write over cp.async data still in flight";
+      return kind == Access::kRead ? "race: read of cp.async data still in flight"
+                                   : "race: write over cp.async data still in flight";
     if (cell.writer >= 0 && cell.writer != warp && cell.write_clock > clock(warp, cell.writer))
       return kind == Access::kRead ? "race: read after another warp's write without a barrier"
                                    : "race: write after another warp's write without a barrier";

@@ -1,5 +1,5 @@
-// Shared-memory race detection by vector clocks, one clock per warp: two accesses of different warps to the same granule, one of them
-// a write, must be ordered by a barrier. Independent of the schedule that happened to run.
+// Shared-memory race detection by vector clocks, one clock per warp: two accesses of different warps to the same
+// granule, one of them a write, must be ordered by a barrier. Independent of the schedule that happened to run.
 #pragma once
 
 #include <cstddef>

@@ -13,7 +13,8 @@ namespace simt::ptx {
 
 struct Table {
   std::map<std::string, Opcode>& opcodes;
-  void add(const std::string& name, const std::string& signature, Handler handler, Flow flow = Flow::kNone, int shared_bytes = 0) {
+  void add(const std::string& name, const std::string& signature, Handler handler, Flow flow = Flow::kNone,
+           int shared_bytes = 0) {
     opcodes[name] = {signature, handler, flow, shared_bytes};
   }
 };
@@ -22,23 +23,29 @@ void add_arithmetic(Table& table);         // ptx_arithmetic.cc
 void add_memory(Table& table);             // ptx_memory.cc
 void add_warp_instructions(Table& table);  // ptx_warp_instructions.cc
 
-// A lane's slot <-> a value. Narrow integers are sign- or zero-extended into the slot, so that ld.s8 into a wider register works;
-// reading takes the low bits.
+// A lane's slot <-> a value. Narrow integers are sign- or zero-extended into the slot, so that ld.s8 into a wider
+// register works; reading takes the low bits.
 template <class T, class Slot>
 T narrow(Slot slot) {
-  if constexpr (std::is_same_v<T, float>) return bit_copy<float>(uint32_t(slot));
-  else return T(slot);
+  if constexpr (std::is_same_v<T, float>)
+    return bit_copy<float>(uint32_t(slot));
+  else
+    return T(slot);
 }
 template <class T, class V>
 auto widen(V value) {
-  if constexpr (std::is_same_v<T, float>) return bit_copy<uint32_t>(float(value));
-  else if constexpr (sizeof(T) == 8) return uint64_t(T(value));
-  else if constexpr (std::is_signed_v<T>) return uint32_t(int32_t(T(value)));
-  else return uint32_t(T(value));
+  if constexpr (std::is_same_v<T, float>)
+    return bit_copy<uint32_t>(float(value));
+  else if constexpr (sizeof(T) == 8)
+    return uint64_t(T(value));
+  else if constexpr (std::is_signed_v<T>)
+    return uint32_t(int32_t(T(value)));
+  else
+    return uint32_t(T(value));
 }
 
-// f(lane) for the active lanes. The full mask is the common case and the one that vectorizes; a result register may also be an
-// operand, but only of the same lane.
+// f(lane) for the active lanes. The full mask is the common case and the one that vectorizes; a result register may
+// also be an operand, but only of the same lane.
 template <class F>
 void each_lane(LaneMask mask, F f) {
   if (mask == ~LaneMask(0)) {

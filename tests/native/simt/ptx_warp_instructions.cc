@@ -17,7 +17,8 @@ void require_full_warp(Warp& warp, const Instruction& i, LaneMask mask) {
 void require_members(Warp& warp, const Instruction& i, int mask_operand, LaneMask mask) {
   const uint32_t* members = warp.lanes<uint32_t>(i.operand[mask_operand]);
   for (int lane = 0; lane < 32; lane++)
-    if ((mask >> lane & 1) && (members[lane] & warp.alive) != mask) fail(warp, i, "member mask differs from the converged lanes");
+    if ((mask >> lane & 1) && (members[lane] & warp.alive) != mask)
+      fail(warp, i, "member mask differs from the converged lanes");
 }
 
 enum class ShuffleMode { kButterfly, kUp, kDown, kIndex };
@@ -26,7 +27,8 @@ enum class ShuffleMode { kButterfly, kUp, kDown, kIndex };
 template <ShuffleMode kMode>
 void shuffle(Warp& warp, const Instruction& i, LaneMask mask) {
   require_members(warp, i, 4, mask);
-  const uint32_t *a = warp.lanes<uint32_t>(i.operand[1]), *b = warp.lanes<uint32_t>(i.operand[2]), *c = warp.lanes<uint32_t>(i.operand[3]);
+  const uint32_t *a = warp.lanes<uint32_t>(i.operand[1]), *b = warp.lanes<uint32_t>(i.operand[2]),
+                 *c = warp.lanes<uint32_t>(i.operand[3]);
   uint32_t result[32];
   LaneMask in_range = 0;
   for (int lane = 0; lane < 32; lane++) {
@@ -36,10 +38,18 @@ void shuffle(Warp& warp, const Instruction& i, LaneMask mask) {
     int source = 0;
     bool valid = false;
     switch (kMode) {
-      case ShuffleMode::kButterfly: source = lane ^ amount, valid = source <= highest; break;
-      case ShuffleMode::kUp: source = lane - amount, valid = source >= highest; break;
-      case ShuffleMode::kDown: source = lane + amount, valid = source <= highest; break;
-      case ShuffleMode::kIndex: source = lowest | (amount & ~segment), valid = source <= highest; break;
+      case ShuffleMode::kButterfly:
+        source = lane ^ amount, valid = source <= highest;
+        break;
+      case ShuffleMode::kUp:
+        source = lane - amount, valid = source >= highest;
+        break;
+      case ShuffleMode::kDown:
+        source = lane + amount, valid = source <= highest;
+        break;
+      case ShuffleMode::kIndex:
+        source = lowest | (amount & ~segment), valid = source <= highest;
+        break;
     }
     if (!valid) source = lane;
     if (!(mask >> source & 1)) fail(warp, i, "shfl.sync reads from an inactive lane");
@@ -95,11 +105,13 @@ void multiply_accumulate(Warp& warp, const Instruction& i, LaneMask mask) {
   Number matrix[16][8];
   for (int k = 0; k < 4; k++)
     for (int lane = 0; lane < 32; lane++)
-      matrix[accumulator_row(lane, k)][accumulator_column(lane, k)] = bit_copy<Number>(warp.lanes<uint32_t>(i.operand[10 + k])[lane]);
+      matrix[accumulator_row(lane, k)][accumulator_column(lane, k)] =
+          bit_copy<Number>(warp.lanes<uint32_t>(i.operand[10 + k])[lane]);
   Multiply(matrix, a, b);
   for (int k = 0; k < 4; k++)
     for (int lane = 0; lane < 32; lane++)
-      warp.lanes<uint32_t>(i.operand[k])[lane] = bit_copy<uint32_t>(matrix[accumulator_row(lane, k)][accumulator_column(lane, k)]);
+      warp.lanes<uint32_t>(i.operand[k])[lane] =
+          bit_copy<uint32_t>(matrix[accumulator_row(lane, k)][accumulator_column(lane, k)]);
   statistics().mma++;
 }
 

@@ -1,5 +1,5 @@
-// Scalar instructions, one definition for both simulators: where PTX leaves a result approximate (ex2, rcp, ...) the host SIMT and the
-// PTX interpreter must round alike, because their outputs are compared bit for bit.
+// Scalar instructions, one definition for both simulators: where PTX leaves a result approximate (ex2, rcp, ...) the
+// host SIMT and the PTX interpreter must round alike, because their outputs are compared bit for bit.
 #pragma once
 
 #include <cfloat>
@@ -19,8 +19,8 @@ inline float lg2(float x) { return flush_denormal(log2f(flush_denormal(x))); }
 inline float rcp(float x) { return flush_denormal(1.f / flush_denormal(x)); }
 inline float tanh_approx(float x) { return tanhf(x); }
 
-// fma rounded toward minus infinity. The product of two floats is exact in double; two-sum gives the addition's error exactly, so
-// the rounded-to-nearest result is one step too high exactly when it exceeds the true value.
+// fma rounded toward minus infinity. The product of two floats is exact in double; two-sum gives the addition's error
+// exactly, so the rounded-to-nearest result is one step too high exactly when it exceeds the true value.
 inline float fma_rd(float a, float b, float c) {
   const double product = double(a) * b, sum = product + c;
   if (!std::isfinite(sum)) return float(sum);
@@ -39,7 +39,8 @@ inline Integer float_to_integer(double rounded) {
   return Integer(rounded);
 }
 
-// f16 and bf16 as bits. Conversions from float round to nearest even; a NaN becomes the canonical 0x7FFF, as on the device.
+// f16 and bf16 as bits. Conversions from float round to nearest even; a NaN becomes the canonical 0x7FFF, as on the
+// device.
 inline float f32_from_f16(uint16_t bits) { return float(bit_copy<_Float16>(bits)); }
 inline uint16_t f16_from_f32(float x) { return x != x ? 0x7FFF : bit_copy<uint16_t>(_Float16(x)); }
 inline float f32_from_bf16(uint16_t bits) { return bit_copy<float>(uint32_t(bits) << 16); }
@@ -49,7 +50,8 @@ inline uint16_t bf16_from_f32(float x) {
   return uint16_t((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
 }
 
-// prmt.b32, default mode: byte i of the result is byte (selector nibble i) of {b, a}; bit 3 of the nibble replicates its sign.
+// prmt.b32, default mode: byte i of the result is byte (selector nibble i) of {b, a}; bit 3 of the nibble replicates
+// its sign.
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = uint64_t(b) << 32 | a;
   uint32_t result = 0;

@@ -44,10 +44,14 @@ int last_runnable() {
 int choose(int self) {
   const int n = int(block->threads.size());
   switch (block->config.schedule) {
-    case Schedule::kGreedyFirst: return runnable_from(0);
-    case Schedule::kGreedyLast: return last_runnable();
-    case Schedule::kRandom: return runnable_from(int(next_random() % uint64_t(n)));
-    case Schedule::kRoundRobin: break;
+    case Schedule::kGreedyFirst:
+      return runnable_from(0);
+    case Schedule::kGreedyLast:
+      return last_runnable();
+    case Schedule::kRandom:
+      return runnable_from(int(next_random() % uint64_t(n)));
+    case Schedule::kRoundRobin:
+      break;
   }
   return runnable_from((self + 1) % n);
 }
@@ -70,7 +74,8 @@ void resume(Fiber& from, int thread) {
     if (!thread.exited && (thread.lane < 2 || thread.lane == 31))
       report += "\n  thread " + std::to_string(thread.id()) + " waits in " + thread.waits_in + " at line " +
                 std::to_string(thread.waits_at.line());
-  const auto waiting = std::find_if(block->threads.begin(), block->threads.end(), [](const Thread& t) { return !t.exited; });
+  const auto waiting =
+      std::find_if(block->threads.begin(), block->threads.end(), [](const Thread& t) { return !t.exited; });
   fail(report + "\n ", waiting->waits_at);
 }
 
@@ -93,8 +98,8 @@ void thread_main() {
   __builtin_unreachable();
 }
 
-// Fresh memory for every block, so that TSan does not see one block's shared memory as the next one's. Filled with a pattern that
-// no kernel expects; the bytes after the end are poisoned for ASan.
+// Fresh memory for every block, so that TSan does not see one block's shared memory as the next one's. Filled with a
+// pattern that no kernel expects; the bytes after the end are poisoned for ASan.
 class SharedMemory {
  public:
   explicit SharedMemory(size_t bytes) : bytes_(bytes), capacity_((bytes / kSharedAlignment + 2) * kSharedAlignment) {
@@ -149,7 +154,8 @@ void run_block(const LaunchRequest& request, Stacks& stacks, dim3 index, uint64_
   adopt_this_stack(block->launcher);
   for (unsigned i = 0; i < count; i++) {
     Thread& thread = block->threads[i];
-    thread.thread = {i % request.block.x, i / request.block.x % request.block.y, i / (request.block.x * request.block.y)};
+    thread.thread = {i % request.block.x, i / request.block.x % request.block.y,
+                     i / (request.block.x * request.block.y)};
     thread.block = index;
     thread.block_dim = request.block;
     thread.grid_dim = request.grid;
@@ -183,9 +189,9 @@ void launch_on_host(const LaunchRequest& request) {
 void fail(const std::string& what, loc_t l) {
   Thread& self = this_thread();
   const std::string file = l.file_name();
-  block->error = what + " at " + file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(l.line()) + ", block (" +
-                 std::to_string(self.block.x) + ", " + std::to_string(self.block.y) + ", " + std::to_string(self.block.z) +
-                 ") thread " + std::to_string(self.id());
+  block->error = what + " at " + file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(l.line()) +
+                 ", block (" + std::to_string(self.block.x) + ", " + std::to_string(self.block.y) + ", " +
+                 std::to_string(self.block.z) + ") thread " + std::to_string(self.id());
   back_to_launcher(self.fiber);
 }
 

@@ -20,15 +20,16 @@ uint32_t smem_u32(const void* p, loc_t l) {
 unsigned char* shared_pointer(uint32_t address, unsigned bytes, loc_t l) {
   const uint32_t offset = address - kWindow;
   if (address < kWindow || size_t(offset) + bytes > block->shared_bytes)
-    fail("shared-memory access of " + std::to_string(bytes) + " bytes at offset " + std::to_string(int64_t(address) - kWindow) +
-             " is out of bounds (" + std::to_string(block->shared_bytes) + " bytes)",
+    fail("shared-memory access of " + std::to_string(bytes) + " bytes at offset " +
+             std::to_string(int64_t(address) - kWindow) + " is out of bounds (" + std::to_string(block->shared_bytes) +
+             " bytes)",
          l);
   if (offset % bytes != 0) fail("misaligned shared-memory access at offset " + std::to_string(offset), l);
   return block->shared + offset;
 }
 
-// TSan sees a 16-byte access whatever the size: shared memory is 16-byte granular in these kernels except for plain C++ access,
-// which TSan instruments itself. Narrower ones would only add false sharing, so they are left to the schedules.
+// TSan sees a 16-byte access whatever the size: shared memory is 16-byte granular in these kernels except for plain C++
+// access, which TSan instruments itself. Narrower ones would only add false sharing, so they are left to the schedules.
 void lds(void* dst, uint32_t address, unsigned bytes, loc_t l) {
   const unsigned char* p = shared_pointer(address, bytes, l);
   if (bytes == 16) tsan_read16(p);

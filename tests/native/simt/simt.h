@@ -1,12 +1,14 @@
-// Host SIMT runtime: runs CUDA kernels compiled by g++, one fiber per CUDA thread, so that they are tested where there is no GPU.
+// Host SIMT runtime: runs CUDA kernels compiled by g++, one fiber per CUDA thread, so that they are tested where there
+// is no GPU.
 //
-// What it finds: wrong indexing and fragment layout, missing barriers and waits (under adverse schedules and late asynchronous
-// copies), warp collectives in divergent code, deadlock, shared-memory access out of bounds, bank conflicts; with the sanitizer builds
-// also global access out of bounds (ASan) and data races (TSan). What it cannot see: the inline asm itself (the PTX interpreter in
-// ptx_machine.h runs that), ptxas, and the weak memory model.
+// What it finds: wrong indexing and fragment layout, missing barriers and waits (under adverse schedules and late
+// asynchronous copies), warp collectives in divergent code, deadlock, shared-memory access out of bounds, bank
+// conflicts; with the sanitizer builds also global access out of bounds (ASan) and data races (TSan). What it cannot
+// see: the inline asm itself (the PTX interpreter in ptx_machine.h runs that), ptxas, and the weak memory model.
 //
 // Three kinds of users:
-//   - plugin/cuda/ptx.cuh calls the functions under "instructions" in its host twins, with the caller's source location;
+//   - plugin/cuda/ptx.cuh calls the functions under "instructions" in its host twins, with the caller's source
+//   location;
 //   - the launch seam of plugin/cuda calls launch_kernel() in place of <<<...>>>;
 //   - drivers call set_launch_config() / launch() and read Statistics.
 // The simulator is single-threaded: one launch at a time in a process.
@@ -30,11 +32,13 @@ namespace simt {
 
 using loc_t = std::source_location;
 
-// Which runnable thread goes on when one blocks. The greedy ones run one end of the block as far ahead as barriers allow, which
-// is what exposes a missing barrier before a buffer is reused; kRandom also switches at points where nobody blocks.
+// Which runnable thread goes on when one blocks. The greedy ones run one end of the block as far ahead as barriers
+// allow, which is what exposes a missing barrier before a buffer is reused; kRandom also switches at points where
+// nobody blocks.
 enum class Schedule { kRoundRobin, kRandom, kGreedyFirst, kGreedyLast };
 
-// When the bytes of an asynchronous copy appear in shared memory: at the instruction, at the wait that covers them, or either.
+// When the bytes of an asynchronous copy appear in shared memory: at the instruction, at the wait that covers them, or
+// either.
 enum class Visibility { kEarly, kLate, kRandom };
 
 struct Config {
@@ -44,9 +48,9 @@ struct Config {
 };
 
 struct Statistics {
-  uint64_t switches = 0;        // of fibers (host SIMT) or of warps (PTX interpreter)
-  uint64_t instructions = 0;    // warp instructions (PTX interpreter only)
-  uint64_t mma = 0;             // warp-wide matrix products
+  uint64_t switches = 0;      // of fibers (host SIMT) or of warps (PTX interpreter)
+  uint64_t instructions = 0;  // warp instructions (PTX interpreter only)
+  uint64_t mma = 0;           // warp-wide matrix products
   uint64_t ldmatrix = 0;
   uint64_t shuffles = 0;
   uint64_t async_copies = 0;    // 16-byte copies
@@ -54,19 +58,21 @@ struct Statistics {
   uint64_t bank_conflicts = 0;  // extra passes over shared memory, 0 for a conflict-free kernel
 };
 
-// A kernel did what no GPU would accept or define. The message names the instruction, its source line, the block and the thread.
+// A kernel did what no GPU would accept or define. The message names the instruction, its source line, the block and
+// the thread.
 class SIMT_API Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// ---------------------------------------------------------------------------------------------------------------- launching
+// ----------------------------------------------------------------------------------------------------------------
+// launching
 
 struct LaunchRequest {
-  const void* kernel = nullptr;      // address of the __global__ function, which names it to the PTX interpreter
+  const void* kernel = nullptr;  // address of the __global__ function, which names it to the PTX interpreter
   dim3 grid, block;
-  size_t shared_bytes = 0;           // dynamic shared memory
-  std::function<void()> body;        // calls the kernel with its arguments
+  size_t shared_bytes = 0;             // dynamic shared memory
+  std::function<void()> body;          // calls the kernel with its arguments
   std::vector<std::string> arguments;  // their bytes, in order
 };
 
@@ -90,8 +96,8 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   launch(request);
 }
 
-// ------------------------------------------------------------------------------------------------------------- instructions
-// Called by every thread of a warp where the PTX has .sync; the lanes must meet in the same call.
+// -------------------------------------------------------------------------------------------------------------
+// instructions Called by every thread of a warp where the PTX has .sync; the lanes must meet in the same call.
 
 SIMT_API unsigned char* dyn_smem();  // the block's dynamic shared memory, 1024-byte aligned
 SIMT_API uint32_t smem_u32(const void* p, loc_t l = loc_t::current());  // its 32-bit shared address
@@ -107,7 +113,8 @@ SIMT_API bool warp_any(bool predicate, loc_t l = loc_t::current());
 SIMT_API bool warp_all(bool predicate, loc_t l = loc_t::current());
 SIMT_API uint32_t warp_ballot(bool predicate, loc_t l = loc_t::current());
 
-// r[i] of lane l: bytes 4*(l%4)..+3 of row l/4 of the i-th 8x16-byte matrix; lane 8*i+j gives the address of its row j. count: 1, 2, 4.
+// r[i] of lane l: bytes 4*(l%4)..+3 of row l/4 of the i-th 8x16-byte matrix; lane 8*i+j gives the address of its row j.
+// count: 1, 2, 4.
 SIMT_API void ldmatrix(uint32_t* r, int count, uint32_t address, loc_t l = loc_t::current());
 // The same matrices as 8x8 of 16 bits, transposed.
 SIMT_API void ldmatrix_trans(uint32_t* r, int count, uint32_t address, loc_t l = loc_t::current());

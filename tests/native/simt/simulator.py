@@ -34,6 +34,9 @@ class Mode:
         return f"{self.schedule}-{self.copies}-{self.seed}"
 
 
+DEFAULT_MODE = Mode()
+
+
 def all_modes(seeds: Iterable[int] = (1,)) -> list[Mode]:
     """Every schedule with every visibility; only random ones are repeated per seed."""
     modes = []

@@ -1,4 +1,4 @@
-"""Builds the simulators, kernels for the host and PTX, into ``build/simt``; a file is rebuilt when anything it is made of changes.
+"""Builds the simulators, kernels for the host and PTX, into ``build/simt``, whenever anything they are made of changes.
 
 ``python tests/native/simt/toolchain.py`` builds what the default tests need and prints where it is.
 """
@@ -38,7 +38,11 @@ _RUNTIME = [
     "ptx_race.cc",
     "c_api.cc",
 ]
-SANITIZERS = {"": [], "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], "tsan": ["-fsanitize=thread"]}
+SANITIZERS = {
+    "": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "tsan": ["-fsanitize=thread"],
+}
 
 
 def _digest(paths: Sequence[Path], command: Sequence[str]) -> str:
@@ -81,7 +85,7 @@ def _parallel(jobs: Sequence[Callable[[], Path]]) -> list[Path]:
 
 
 def runtime(sanitizer: str = "") -> Path:
-    """The simulators as a shared library; never instrumented itself, ``sanitizer`` says what its kernels are built with."""
+    """The simulators as a shared library; ``sanitizer`` is what its kernels are built with, itself it never is."""
     sources = [SIMT / name for name in _RUNTIME]
     define = [f"-DSIMT_{sanitizer.upper()}"] if sanitizer else []
     headers = [p for p in _sources(SIMT) if p.suffix == ".h"]
@@ -121,10 +125,7 @@ def host_library(
     ]  # fmt: skip
     headers = [p for p in _sources(plugin, SIMT) if p.suffix in (".h", ".cuh")]
     objects = _parallel(
-        [
-            (lambda s=s: _build(f"{stem}{sanitizer}-{s.stem}", ".o", [*headers, s], [*compile_, str(s)]))
-            for s in sources
-        ]
+        [(lambda s=s: _build(f"{stem}{sanitizer}-{s.stem}", ".o", [*headers, s], [*compile_, str(s)])) for s in sources]
     )
     link = [*_CXX, "-shared", *SANITIZERS[sanitizer], *map(str, objects), str(library), f"-Wl,-rpath,{BUILD}"]
     return _build(f"{stem}{sanitizer}", ".so", [*objects, library], link)
@@ -136,7 +137,7 @@ def nvcc() -> str | None:
 
 
 def cuda_tool(name: str) -> str | None:
-    """Path of ``cuobjdump`` or ``nvdisasm``: on PATH, in the CUDA toolkit, or from the nvidia-cuda-* Python packages."""
+    """Path of ``cuobjdump`` or ``nvdisasm``: on PATH, in the CUDA toolkit, or from Python packages nvidia-cuda-*."""
     site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     return _tool(name, [f"/usr/local/cuda/bin/{name}", *map(str, site.glob(f"*/bin/{name}"))])
 
@@ -145,7 +146,9 @@ def _tool(name: str, places: Sequence[str]) -> str | None:
     return next((p for p in [shutil.which(name), *places] if p and os.access(p, os.X_OK)), None)
 
 
-def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "compute_80", defines: Sequence[str] = ()) -> Path:
+def ptx(
+    source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "compute_80", defines: Sequence[str] = ()
+) -> Path:
     """PTX of a .cu file without contraction, so that its arithmetic is the host's, bit for bit."""
     compiler = nvcc()
     assert compiler is not None, "ask nvcc() first"
@@ -164,7 +167,8 @@ def patched_tree(name: str, patches: Mapping[str, Replacements]) -> Path:
 
     Args:
         name: of the copy's folder.
-        patches: file, relative to the copy (``cuda/...``, ``simt/...``) -> (old, new) pairs. Each old text must occur exactly once.
+        patches: file, relative to the copy (``cuda/...``, ``simt/...``) -> (old, new) pairs; each old text must occur
+            exactly once.
     Raises:
         ValueError: a text does not occur once: the kernel has moved on and the mutation must follow it.
     """

@@ -21,13 +21,15 @@ float half_of(uint32_t word, int i, Half type) {
 
 }  // namespace
 
-void multiply_16832(int32_t (&d)[16][8], const LaneRegister* a, const LaneRegister* b, bool a_unsigned, bool b_unsigned) {
+void multiply_16832(int32_t (&d)[16][8], const LaneRegister* a, const LaneRegister* b, bool a_unsigned,
+                    bool b_unsigned) {
   // 16-bit operands, B by column: the shape that a compiler turns into multiply-add instructions.
   int16_t matrix_a[16][32], matrix_b[8][32];
   for (int lane = 0; lane < 32; lane++) {
     const int g = lane / 4, t = lane % 4;
     for (int r = 0; r < 4; r++)
-      for (int i = 0; i < 4; i++) matrix_a[g + 8 * (r % 2)][4 * t + i + 16 * (r / 2)] = int16_t(byte_of(a[r][lane], i, a_unsigned));
+      for (int i = 0; i < 4; i++)
+        matrix_a[g + 8 * (r % 2)][4 * t + i + 16 * (r / 2)] = int16_t(byte_of(a[r][lane], i, a_unsigned));
     for (int r = 0; r < 2; r++)
       for (int i = 0; i < 4; i++) matrix_b[g][4 * t + i + 16 * r] = int16_t(byte_of(b[r][lane], i, b_unsigned));
   }
