@@ -49,30 +49,34 @@ def quantize_per_token(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return encode(x, inverse[..., None]), scale
 
 
-def quantize_per_channel(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_per_channel(x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quantize to INT8 with one scale per channel: for V, whose channels the output keeps apart.
 
     Args:
         x: float32 [batch, heads, seqlen, head_dim], finite.
+        counted: bool [batch, heads, seqlen], the tokens that set the scale; the others' codes may saturate.
     Returns:
         codes: int8, shape of ``x``.
         scale: float32 [batch, heads, 1, head_dim].
     """
-    scale, inverse = _scale_and_inverse(np.abs(x).max(axis=-2, keepdims=True, initial=0))
+    scale, inverse = _scale_and_inverse(np.abs(x).max(axis=-2, keepdims=True, initial=0, where=counted[..., None]))
     return encode(x, inverse), scale
 
 
-def quantize_per_head(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_per_head(x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quantize to INT8 with one scale per (batch, head), as the paper does with V.
 
     Args:
         x: float32 [batch, heads, seqlen, head_dim], finite.
+        counted: bool [batch, heads, seqlen], the tokens that set the scale; the others' codes may saturate.
     Returns:
         codes: int8, shape of ``x``.
         scale: float32 [batch, heads, 1, 1].
     Source: INT-FlashAttention (arXiv 2409.16997), section 3.
     """
-    scale, inverse = _scale_and_inverse(np.abs(x).max(axis=(-2, -1), keepdims=True, initial=0))
+    scale, inverse = _scale_and_inverse(
+        np.abs(x).max(axis=(-2, -1), keepdims=True, initial=0, where=counted[..., None])
+    )
     return encode(x, inverse), scale
 
 

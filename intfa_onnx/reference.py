@@ -1,63 +1,105 @@
-"""The operator in numpy: float64 truth, and INT8 arithmetic as the native backends do it.
+"""``IntFlashAttention`` in numpy: the float64 truth, and the INT8 schemes step by step.
 
-Notation: B batch, Hq query heads, Hkv key/value heads, Sq queries, Skv keys with the past, D and Dv head sizes. Scores are in
-log2 units: ``x = score * log2(e)``.
+The arithmetic of the INT8 schemes, which the backends follow. All of it is float32, each operation rounded on its own
+(no fused multiply-add), in this order; S and P.V are exact integers whatever computes them::
+
+    row_factor = q_scale * softmax_scale            times log2(e) first, where there is no softcap
+    x = (float(S) * k_scale) * row_factor           log2 units (nats with a softcap)
+    softcap:  x = x + row_offset                    row_offset = (q_scale * softmax_scale) * float(q_codes . k_mean)
+              x = tanh(x / softcap) * (softcap * log2(e))
+    x = x + max(mask * log2(e), -FLT_MAX)           -inf where the key is not attended
+    tile:     code = rint(255 * exp2(x - m_tile));  m_new = max(m_run, m_tile)
+              a = exp2(m_run - m_new);  b = exp2(m_tile - m_new)
+              O = a * O + b * float(P.V);  l = a * l + b * float(sum code)
+    paper:    p = 127 * exp2(x - m_new);  code = rint(p);  O = a * O + float(P.V);  l = a * l + sum p
+    int8_qk:  p = float16(exp2(x - m_new));  O = a * O + p.V;  l = a * l + sum p         V in float16
+    y = (O / l) * v_scale
+    lse = (m_run + log2(l / top)) * ln(2) + row_offset     top = 255, 127 or 1; no row_offset with a softcap
+
+Implementations differ in ``exp2``, ``tanh`` and the order of float sums by some ulp, by which a code may change by one.
+
+``scheme="paper"`` is INT-FlashAttention as published (arXiv 2409.16997): no smoothing, one scale per token of K and per
+head of V; ``smooth_k`` and ``k_granularity`` have no effect on it. With ``int8_qk`` it is the paper's half INT8.
+
+Which keys a query attends: not beyond ``nonpad_kv_seqlen`` nor beyond a mask shorter than Skv; bool mask true, float
+mask not -inf; and with ``position = i + offset``: ``j <= position`` (causal), ``j >= position - window_left``,
+``j <= position + window_right``. The offset is ``nonpad_kv_seqlen[b] - Sq`` if that input is given, else the past's
+length ("standard", ONNX Attention's rule) or ``Skv - Sq`` ("lower_right"). A query that attends nothing gives 0 and
+lse -inf; one whose keys all have the mask value finfo.min averages them, and its lse is some number below -2e38.
+
+Non-finite input: NaN rows for a non-finite query and for the queries that attend a non-finite key; NaN in channel c for
+those that attend a key with non-finite ``V[j, c]``. Such tokens count for no statistic, and touch nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
-from intfa_onnx import quantize
+from intfa_onnx import op_schema, quantize
 from intfa_onnx.errors import UnsupportedError
 
-F32 = np.float32
-F32_MAX = np.finfo(F32).max
-LOG2_E = F32(math.log2(math.e))
-LN_2 = F32(math.log(2))
-P_MAX = F32(255)  # code of P = 1 in the tile scheme
-PAPER_P_MAX = F32(127)
 DEFAULT_TILE_N = 128
+PRECISIONS = ("float", *op_schema.ATTRIBUTES["precision"].choices)
+
+LOG2E = np.float32(math.log2(math.e))
+LN2 = np.float32(math.log(2))
+LOWEST = np.finfo(np.float32).min
+# Products of codes are computed as float32 matrix products: exact while every partial sum stays under 2^24.
+MAX_TILE_N = 2**24 // (255 * 127) // 8 * 8
 
 
 @dataclass(frozen=True)
 class AttentionResult:
-    """What the operator returns.
+    """Outputs of the operator."""
 
-    Attributes:
-        y: [B, Hq, Sq, Dv], or [B, Sq, Hq*Dv] for 3-D inputs.
-        present_key: [B, Hkv, Skv, D], the past and the new keys.
-        present_value: [B, Hkv, Skv, Dv].
-        lse: float32 [B, Hq, Sq], natural log of the sum of exponentials of the masked scores; -inf where no key is attended.
-    """
+    y: np.ndarray  # [B, Hq, Sq, Dv], or [B, Sq, Hq*Dv] for 3-D inputs
+    present_key: np.ndarray  # [B, Hkv, Skv, D], past then new
+    present_value: np.ndarray  # [B, Hkv, Skv, Dv]
+    lse: np.ndarray  # float32 (float64 for precision "float") [B, Hq, Sq], natural log
 
-    y: NDArray
-    present_key: NDArray
-    present_value: NDArray
-    lse: NDArray
+
+@dataclass(frozen=True)
+class _Problem:
+    """An attention with everything resolved: 4-D, the past in front, one explicit mask, no NaN or inf in the data."""
+
+    q: np.ndarray  # [B, Hq, Sq, D], float32 or float64, or int8 codes
+    k: np.ndarray  # [B, Hkv, Skv, D]
+    v: np.ndarray  # [B, Hkv, Skv, Dv]
+    attended: np.ndarray  # bool [B, Hq, Sq, Skv]
+    bias: np.ndarray | None  # [B, Hq, Sq, Skv], float32 or float64, nats
+    k_counted: np.ndarray  # bool [B, Hkv, Skv]: the tokens that count for statistics
+    v_counted: np.ndarray
+    q_scale: np.ndarray | None  # float32 [1 or Hq, 1, 1]
+    k_scale: np.ndarray | None  # float32 [1 or Hkv, 1, 1]
+    v_scale: np.ndarray | None  # float32 [1 or Hkv, 1, 1 or Dv]
+    softmax_scale: float
+    softcap: float
+
+    def heads(self, x: np.ndarray) -> np.ndarray:
+        """Repeat [B, Hkv, ...] for the query heads that share each KV head."""
+        return np.repeat(x, self.q.shape[1] // self.k.shape[1], axis=1)
 
 
 def attention(
-    q: NDArray,
-    k: NDArray,
-    v: NDArray,
-    attn_mask: NDArray | None = None,
-    past_key: NDArray | None = None,
-    past_value: NDArray | None = None,
-    nonpad_kv_seqlen: NDArray | None = None,
-    q_scale: NDArray | None = None,
-    k_scale: NDArray | None = None,
-    v_scale: NDArray | None = None,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    attn_mask: np.ndarray | None = None,
+    past_key: np.ndarray | None = None,
+    past_value: np.ndarray | None = None,
+    nonpad_kv_seqlen: np.ndarray | None = None,
+    q_scale: np.ndarray | None = None,
+    k_scale: np.ndarray | None = None,
+    v_scale: np.ndarray | None = None,
     *,
     q_num_heads: int = 0,
     kv_num_heads: int = 0,
     scale: float = 0.0,
-    is_causal: bool = False,
+    is_causal: bool | int = False,
     causal_alignment: str = "standard",
     softcap: float = 0.0,
     window_left: int = -1,
@@ -65,374 +107,301 @@ def attention(
     precision: str = "int8",
     scheme: str = "tile",
     k_granularity: str = "auto",
-    smooth_k: bool = True,
+    smooth_k: bool | int = True,
     tile_n: int = DEFAULT_TILE_N,
-    output_dtype: DTypeLike | None = None,
+    output_dtype: Any = None,
 ) -> AttentionResult:
-    """Compute ``softmax(scale * Q K^T + mask) V``.
+    """Compute ``IntFlashAttention``; see the module's text for the arithmetic and ``op_schema`` for the contract.
 
     Args:
-        q: [B, Hq, Sq, D], or [B, Sq, Hq*D] with ``q_num_heads``; a float type, or int8 codes with ``q_scale``.
-        k: [B, Hkv, Snew, D] or [B, Snew, Hkv*D].
-        v: [B, Hkv, Snew, Dv] or [B, Snew, Hkv*Dv].
-        attn_mask: bool (true = attend) or float (added), broadcastable to [B, Hq, Sq, Skv]; may cover fewer keys.
-        past_key: [B, Hkv, Spast, D], concatenated in front.
-        past_value: [B, Hkv, Spast, Dv].
-        nonpad_kv_seqlen: int64 [B]; keys beyond are padding.
-        q_scale: float32, per tensor [1] or per head [Hq].
-        k_scale: float32, per tensor [1] or per head [Hkv].
-        v_scale: float32, per tensor [1], per head [Hkv] or per channel [Hkv, Dv].
-        q_num_heads: heads of 3-D ``q``.
-        kv_num_heads: heads of 3-D ``k`` and ``v``.
-        scale: softmax scale; 0 means ``1/sqrt(D)``.
-        is_causal: query i attends key j only if ``j <= i + offset``.
-        causal_alignment: "standard": offset is the past length, or ``nonpad_kv_seqlen - Sq``, or 0. "lower_right": ``Skv - Sq``.
-        softcap: 0, or scores become ``softcap * tanh(score / softcap)`` before the mask.
-        window_left: keys attended before ``i + offset``; -1 is unbounded.
-        window_right: keys attended after it.
-        precision: "int8"; "int8_qk", the second product in float16; "float", all in float64.
-        scheme: "tile", or "paper" for INT-FlashAttention as published.
-        k_granularity: "auto" and "token": one ``k_scale`` per token; "group": four per tile.
-        smooth_k: subtract the mean key before quantization (tile scheme, without ``k_scale``).
-        tile_n: keys per tile; part of the numerics.
-        output_dtype: type of ``y``; default the type of float inputs, float32 for INT8 ones.
+        q: [B, Hq, Sq, D] or [B, Sq, Hq*D]; float32, float16, bfloat16, int8, or float64 (for the truth).
+        k: [B, Hkv, Skv, D] or [B, Skv, Hkv*D], ``Hq % Hkv == 0``.
+        v: [B, Hkv, Skv, Dv] or [B, Skv, Hkv*Dv].
+        attn_mask: bool (true = attend) or float (added, in nats), broadcastable to [B, Hq, Sq, Skv]; its last dimension
+            may be shorter than Skv.
+        past_key: [B, Hkv, Spast, D], stands before ``k``.
+        past_value: [B, Hkv, Spast, Dv], stands before ``v``.
+        nonpad_kv_seqlen: int64 [B].
+        q_scale: float32 [1] or [Hq]; required for int8.
+        k_scale: float32 [1] or [Hkv]; required for int8. Smoothing has no effect where it is given.
+        v_scale: float32 [1], [Hkv] or [Hkv, Dv]; required for int8. Unused where V is float16 (int8_qk of a float V).
+        q_num_heads: heads of a 3-D ``q``.
+        kv_num_heads: heads of a 3-D ``k`` and ``v``.
+        scale: of the scores; 0 for ``1 / sqrt(D)``.
+        is_causal: a query attends no later key.
+        causal_alignment: "standard" or "lower_right".
+        softcap: 0 for none.
+        window_left: -1 for unbounded.
+        window_right: -1 for unbounded.
+        precision: "int8", "int8_qk", or "float": the exact result, in float64.
+        scheme: "tile" or "paper".
+        k_granularity: "token" or "group"; "auto" is "token" here.
+        smooth_k: subtract the mean of K before it is quantized.
+        tile_n: keys per tile, part of the numerics; a multiple of 8.
+        output_dtype: numpy type of ``y``; None for that of ``q``. Required for int8.
     Raises:
-        UnsupportedError: unknown precision or scheme, or INT8 inputs without scales.
-    Source: ONNX Attention, opset 25, for the meaning; ``scheme="paper"``: arXiv 2409.16997, algorithm 1.
+        UnsupportedError: shapes or attributes that contradict each other or the contract.
     """
-    if precision not in ("int8", "int8_qk", "float") or scheme not in ("tile", "paper"):
-        raise UnsupportedError(
-            f"precision {precision!r} with scheme {scheme!r} is unknown (supported: int8, int8_qk or float; tile or paper)"
-        )
-    is_3d = q.ndim == 3
-    if is_3d:
-        q, k, v = (_split_heads(x, heads) for x, heads in ((q, q_num_heads), (k, kv_num_heads), (v, kv_num_heads)))
+    packed = q.ndim == 3
+    if packed:
+        q = _unpack("Q", q, q_num_heads)
+        k, v = _unpack("K", k, kv_num_heads), _unpack("V", v, kv_num_heads)
+    if (past_key is None) != (past_value is None):
+        raise UnsupportedError("past_key and past_value come together; one of them is missing")
+    seqlen_past = 0
     if past_key is not None and past_value is not None:
-        k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
-    if output_dtype is None:
-        output_dtype = F32 if q.dtype == np.int8 else q.dtype
+        seqlen_past = past_key.shape[2]
+        k, v = np.concatenate((past_key, k), axis=2), np.concatenate((past_value, v), axis=2)
+    _check_choices(precision=precision, scheme=scheme, k_granularity=k_granularity, causal_alignment=causal_alignment)
+    _check_shapes(q, k, v, tile_n)
+    is_codes = q.dtype == np.int8
+    if is_codes and (output_dtype is None or q_scale is None or k_scale is None or v_scale is None):
+        raise UnsupportedError("int8 Q, K, V need q_scale, k_scale, v_scale and output_dtype; one of them is missing")
 
-    batch, heads, seqlen_q, head_dim = q.shape
-    seqlen_kv = k.shape[2]
-    lengths = np.full(batch, seqlen_kv) if nonpad_kv_seqlen is None else np.asarray(nonpad_kv_seqlen).reshape(-1)
-    valid = np.arange(seqlen_kv) < lengths[:, None]  # [B, Skv]
-    if causal_alignment == "lower_right" or nonpad_kv_seqlen is not None:
-        offset = lengths - seqlen_q
-    else:
-        offset = np.full(batch, 0 if past_key is None else past_key.shape[2])
-    allowed = np.broadcast_to(
-        _positions_allowed(seqlen_q, seqlen_kv, offset, is_causal, window_left, window_right) & valid[:, None, None, :],
-        (batch, heads, seqlen_q, seqlen_kv),
-    )
-    bias = None
-    if attn_mask is not None:
-        mask = _extend_mask(attn_mask, seqlen_kv)
-        if mask.dtype == np.bool_:
-            allowed = allowed & mask
-        else:
-            allowed = allowed & ~np.isneginf(mask)
-            bias = np.broadcast_to(mask.astype(F32), allowed.shape)
+    batch, num_heads, seqlen_q, head_dim = q.shape
+    kv_num_heads, seqlen_kv, head_dim_v = v.shape[1:]
+    valid = np.full(batch, seqlen_kv) if nonpad_kv_seqlen is None else nonpad_kv_seqlen.reshape(batch)
+    offset = valid - seqlen_q
+    if nonpad_kv_seqlen is None and causal_alignment == "standard":
+        offset = np.full(batch, seqlen_past)
+    bias, attended = _mask(attn_mask, (batch, num_heads, seqlen_q, seqlen_kv))
+    attended = attended & _within(valid, offset, seqlen_q, seqlen_kv, bool(is_causal), window_left, window_right)
 
-    masking = _Masking(allowed, bias, valid)
-    softmax_scale = F32(scale or 1 / math.sqrt(head_dim))
-    q_in, k_in, v_in, bad = _take_out_non_finite(q, k, v)
-    if precision == "float":
-        y, lse = _float64(q_in, k_in, v_in, masking, softmax_scale, softcap)
+    compute = np.float64 if precision == "float" else np.float32
+    if is_codes:
+        data = tuple(np.maximum(x, -quantize.MAX_CODE) for x in (q, k, v))
     else:
-        smooth_k = smooth_k and scheme == "tile"
-        q_codes, q_scales = _quantize_queries(q_in, q_scale)
-        k_codes, k_scales, mean = _quantize_keys(
-            k_in, k_scale, valid, bad.key_tokens, smooth_k, tile_n if k_granularity == "group" else None
-        )
-        scores = _Scores(q_codes, k_codes, q_scales, k_scales, mean, softmax_scale, softcap, masking)
+        data = tuple(x.astype(compute) for x in (q, k, v))
         if precision == "int8_qk":
-            values, v_scales = _half_values(v_in, v_scale), F32(1)
-            y, lse = _forward_half(scores, _per_query_head(values, heads), tile_n)
-        else:
-            values, v_scales = _quantize_values(v_in, v_scale, valid, per_head=scheme == "paper")
-            forward = _forward_paper if scheme == "paper" else _forward_tile
-            y, lse = forward(scores, _per_query_head(values, heads), tile_n)
-            y = y * _per_query_head(v_scales, heads)
-        lse = lse + scores.lse_shift
-    y, lse = _put_back_nan(y, lse, bad, allowed)
-    y = y.astype(output_dtype)
-    if is_3d:
-        y = y.transpose(0, 2, 1, 3).reshape(batch, seqlen_q, -1)
-    return AttentionResult(y, k, v, lse.astype(F32))
-
-
-@dataclass(frozen=True)
-class _Masking:
-    allowed: NDArray  # bool [B, Hq, Sq, Skv]
-    bias: NDArray | None  # float32 [B, Hq, Sq, Skv], in nats
-    valid: NDArray  # bool [B, Skv]: not padding
-
-
-class _Scores:
-    """Tiles of scores from codes and scales, with softcap and mask."""
-
-    def __init__(
-        self,
-        q_codes: NDArray,  # int8 [B, Hq, Sq, D]
-        k_codes: NDArray,  # int8 [B, Hkv, Skv, D]
-        q_scales: NDArray,  # float32 [B, Hq, Sq]
-        k_scales: NDArray,  # float32 [B, Hkv, Skv]
-        mean: NDArray | None,  # float32 [B, Hkv, D], what smoothing subtracted
-        softmax_scale: np.float32,
-        softcap: float,
-        masking: _Masking,
-    ) -> None:
-        heads = q_codes.shape[1]
-        self.q_codes, self.k_codes = q_codes, _per_query_head(k_codes, heads)
-        self.row_scale = (q_scales * (softmax_scale * LOG2_E))[..., None]
-        self.k_scales = _per_query_head(k_scales, heads)[:, :, None, :]
-        self.softcap, self.masking = softcap, masking
-        self.row_shift = F32(0)  # float32 [B, Hq, Sq, 1], log2 units
-        if mean is not None:
-            projection = q_codes.astype(np.float64) @ _per_query_head(mean, heads)[..., None]
-            self.row_shift = projection.astype(F32) * self.row_scale
-        self.seqlen_kv = k_codes.shape[2]
-
-    @property
-    def lse_shift(self) -> NDArray:
-        """What smoothing took off each row's lse, in nats; nothing under a softcap, where it went back before the cap."""
-        return F32(0) if self.softcap else np.squeeze(self.row_shift * LN_2, -1) if self.row_shift.ndim else F32(0)
-
-    def tiles(self, tile_n: int) -> Iterator[tuple[slice, NDArray]]:
-        """Yield the keys of each tile and its scores, float32 [B, Hq, Sq, keys], log2 units, -inf where not attended."""
-        for start in range(0, self.seqlen_kv, tile_n):
-            keys = slice(start, min(start + tile_n, self.seqlen_kv))
-            s = _exact_product(self.q_codes, self.k_codes[:, :, keys].swapaxes(-1, -2))
-            x = (s * self.k_scales[..., keys]) * self.row_scale
-            if self.softcap:
-                cap = F32(self.softcap) * LOG2_E
-                x = cap * np.tanh((x + self.row_shift) / cap)
-            if self.masking.bias is not None:
-                x = np.maximum(x + _bias_log2(self.masking.bias[..., keys]), -F32_MAX)
-            yield keys, np.where(self.masking.allowed[..., keys], x, F32(-np.inf))
-
-
-def _forward_tile(scores: _Scores, v_codes: NDArray, tile_n: int) -> tuple[NDArray, NDArray]:
-    """The tile scheme: P is u8 relative to its own tile's row maximum, so its error does not grow with the length.
-
-    Returns y float32 [B, Hq, Sq, Dv] without V's scale, and lse float32 [B, Hq, Sq] without smoothing's shift.
-    """
-    o, total, running = _accumulators(scores, v_codes)
-    for keys, x in scores.tiles(tile_n):
-        top = x.max(axis=-1, keepdims=True)
-        p = np.rint(P_MAX * np.exp2(x - _finite(top)))
-        new = np.maximum(running, top)
-        a, b = _weight(running, new), _weight(top, new)
-        o = a * o + b * _exact_product(p, v_codes[:, :, keys])
-        total = a * total + b * p.sum(axis=-1, keepdims=True)
-        running = new
-    return _finish(o, total, running, total / P_MAX)
-
-
-def _forward_paper(scores: _Scores, v_codes: NDArray, tile_n: int) -> tuple[NDArray, NDArray]:
-    """INT-FlashAttention as published: P is s8 relative to the running maximum, the row sum is of the float P."""
-    o, total, running = _accumulators(scores, v_codes)
-    for keys, x in scores.tiles(tile_n):
-        new = np.maximum(running, x.max(axis=-1, keepdims=True))
-        p = np.exp2(x - _finite(new))
-        a = _weight(running, new)
-        o = a * o + _exact_product(np.rint(PAPER_P_MAX * p), v_codes[:, :, keys])
-        total = a * total + p.sum(axis=-1, keepdims=True)
-        running = new
-    return _finish(o, PAPER_P_MAX * total, running, total)
-
-
-def _forward_half(scores: _Scores, values: NDArray, tile_n: int) -> tuple[NDArray, NDArray]:
-    """Half INT8: P and V in float16, sums in float32; the row sum is of the rounded P."""
-    o, total, running = _accumulators(scores, values)
-    for keys, x in scores.tiles(tile_n):
-        new = np.maximum(running, x.max(axis=-1, keepdims=True))
-        p = np.exp2(x - _finite(new)).astype(np.float16).astype(F32)
-        a = _weight(running, new)
-        o = a * o + p @ values[:, :, keys]
-        total = a * total + p.sum(axis=-1, keepdims=True)
-        running = new
-    return _finish(o, total, running, total)
-
-
-def _accumulators(scores: _Scores, values: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    rows = scores.q_codes.shape[:3]
-    return np.zeros((*rows, values.shape[-1]), F32), np.zeros((*rows, 1), F32), np.full((*rows, 1), -np.inf, F32)
-
-
-def _finish(o: NDArray, divisor: NDArray, running: NDArray, total: NDArray) -> tuple[NDArray, NDArray]:
-    """Divide by the row sum; a row without keys gives 0 and lse -inf."""
-    empty = total == 0
-    y = np.where(empty, F32(0), o / np.where(empty, F32(1), divisor))
-    lse = np.where(empty, F32(-np.inf), (_finite(running) + np.log2(np.where(empty, F32(1), total))) * LN_2)
-    return y, lse[..., 0]
-
-
-def _finite(x: NDArray) -> NDArray:
-    """Replace the maximum of no keys by 0, so that no -inf - -inf arises."""
-    return np.where(np.isneginf(x), F32(0), x)
-
-
-def _weight(maximum: NDArray, new: NDArray) -> NDArray:
-    """Return ``2^(maximum - new)``, 0 where ``maximum`` is that of no keys."""
-    return np.exp2(maximum - _finite(new))
-
-
-def _float64(
-    q: NDArray, k: NDArray, v: NDArray, masking: _Masking, softmax_scale: np.float32, softcap: float
-) -> tuple[NDArray, NDArray]:
-    heads = q.shape[1]
-    x = q.astype(np.float64) @ _per_query_head(k, heads).astype(np.float64).swapaxes(-1, -2) * softmax_scale
-    if softcap:
-        x = softcap * np.tanh(x / softcap)
-    if masking.bias is not None:
-        x = x + masking.bias
-    x = np.where(masking.allowed, x, -np.inf)
-    top = x.max(axis=-1, keepdims=True, initial=-np.inf)
-    p = np.exp(x - np.where(np.isneginf(top), 0, top))
-    total = p.sum(axis=-1, keepdims=True)
-    y = p @ _per_query_head(v, heads).astype(np.float64) / np.where(total == 0, 1, total)
-    with np.errstate(divide="ignore"):
-        return y, (top + np.log(total))[..., 0]
-
-
-def _quantize_queries(q: NDArray, scale: NDArray | None) -> tuple[NDArray, NDArray]:
-    if scale is None:
-        return quantize.quantize_per_token(_need_float(q, "Q"))
-    codes, scales = _static(q, scale)
-    return codes, np.broadcast_to(scales[..., 0], q.shape[:3])
-
-
-def _quantize_keys(
-    k: NDArray, scale: NDArray | None, valid: NDArray, bad_tokens: NDArray, smooth: bool, group_tile: int | None
-) -> tuple[NDArray, NDArray, NDArray | None]:
-    if scale is not None:
-        codes, scales = _static(k, scale)
-        return codes, np.broadcast_to(scales[..., 0], k.shape[:3]), None
-    k, mean = _need_float(k, "K"), None
-    if smooth:
-        k, mean = quantize.smooth_keys(k, valid[:, None, :] & ~bad_tokens)
-    codes, scales = quantize.quantize_keys(k, valid, group_tile=group_tile)
-    return codes, scales, mean
-
-
-def _quantize_values(v: NDArray, scale: NDArray | None, valid: NDArray, per_head: bool) -> tuple[NDArray, NDArray]:
-    """Return codes and the scale, [B, Hkv, 1, Dv] or [B, Hkv, 1, 1]."""
-    if scale is not None:
-        codes, scales = _static(v, scale)
-        return codes, np.broadcast_to(scales, (*v.shape[:2], 1, scales.shape[-1]))
-    if per_head:
-        codes, scales = quantize.quantize_per_head(_need_float(v, "V"), valid)
-        return codes, scales[:, :, None, None]
-    codes, scales = quantize.quantize_per_channel(_need_float(v, "V"), valid)
-    return codes, scales[:, :, None, :]
-
-
-def _half_values(v: NDArray, scale: NDArray | None) -> NDArray:
-    if v.dtype == np.int8:
-        codes, scales = _static(v, _need_scale(scale))
-        v = codes * scales
-    return v.astype(np.float16).astype(F32)
-
-
-def _static(x: NDArray, scale: NDArray) -> tuple[NDArray, NDArray]:
-    """Return codes and the given scale as [1, H or 1, 1, channels or 1]."""
-    scale = np.asarray(scale, F32)
-    scale = scale.reshape(1, -1, 1, scale.shape[1] if scale.ndim == 2 else 1)
-    return (np.maximum(x, np.int8(-127)) if x.dtype == np.int8 else quantize.quantize_static(x, scale)), scale
-
-
-def _need_float(x: NDArray, name: str) -> NDArray:
-    if x.dtype == np.int8:
-        _need_scale(None, name)
-    return x
-
-
-def _need_scale(scale: NDArray | None, name: str = "V") -> NDArray:
-    if scale is None:
-        raise UnsupportedError(
-            f"{name} is int8 but {name.lower()}_scale is not given; pass the scale it was quantized with"
-        )
-    return scale
-
-
-@dataclass(frozen=True)
-class _NonFinite:
-    query_tokens: NDArray  # bool [B, Hq, Sq]
-    key_tokens: NDArray  # bool [B, Hkv, Skv]
-    values: NDArray  # bool [B, Hkv, Skv, Dv]
-
-
-def _take_out_non_finite(q: NDArray, k: NDArray, v: NDArray) -> tuple[NDArray, NDArray, NDArray, _NonFinite]:
-    """Return float32 (or int8) inputs with zeros for non-finite tokens and values, and where these were."""
-    q, k, v = (x if x.dtype == np.int8 else x.astype(F32) for x in (q, k, v))
-    bad_q, bad_k = (~np.isfinite(x).all(axis=-1) for x in (q, k))
-    bad_v = ~np.isfinite(v)
-    clean = (np.where(bad, x.dtype.type(0), x) for x, bad in ((q, bad_q[..., None]), (k, bad_k[..., None]), (v, bad_v)))
-    return (*clean, _NonFinite(bad_q, bad_k, bad_v))  # type: ignore[return-value]  # three arrays
-
-
-def _put_back_nan(y: NDArray, lse: NDArray, bad: _NonFinite, allowed: NDArray) -> tuple[NDArray, NDArray]:
-    """A non-finite query spoils its row, a key the rows that attend it, a value one channel of these rows."""
-    if not (bad.query_tokens.any() or bad.key_tokens.any() or bad.values.any()):
-        return y, lse
-    heads = y.shape[1]
-    rows = bad.query_tokens & allowed.any(axis=-1)
-    rows |= (allowed & _per_query_head(bad.key_tokens, heads)[:, :, None, :]).any(axis=-1)
-    channels = allowed.astype(F32) @ _per_query_head(bad.values, heads).astype(F32) > 0
-    return np.where(rows[..., None] | channels, np.nan, y), np.where(rows, np.nan, lse)
-
-
-def _positions_allowed(
-    seqlen_q: int, seqlen_kv: int, offset: NDArray, is_causal: bool, window_left: int, window_right: int
-) -> NDArray:
-    """Return bool [B, 1, Sq, Skv]: what causality and window let each query see."""
-    position = np.arange(seqlen_q)[:, None] + offset[:, None, None, None]
-    key = np.arange(seqlen_kv)
-    allowed = np.ones((len(offset), 1, seqlen_q, seqlen_kv), np.bool_)
-    if is_causal:
-        allowed &= key <= position
-    if window_left >= 0:
-        allowed &= key >= position - window_left
-    if window_right >= 0:
-        allowed &= key <= position + window_right
-    return allowed
-
-
-def _extend_mask(mask: NDArray, seqlen_kv: int) -> NDArray:
-    """Exclude the keys that a short mask does not cover; a last dimension of 1 is broadcast, as by any ONNX operator."""
-    missing = seqlen_kv - mask.shape[-1]
-    if missing <= 0 or mask.shape[-1] == 1:
-        return mask
-    fill = False if mask.dtype == np.bool_ else -np.inf
-    return np.concatenate([mask, np.full((*mask.shape[:-1], missing), fill, mask.dtype)], axis=-1)
-
-
-def _bias_log2(bias: NDArray) -> NDArray:
-    with np.errstate(over="ignore"):
-        return np.maximum(bias * LOG2_E, -F32_MAX)
-
-
-def _split_heads(x: NDArray, heads: int) -> NDArray:
-    batch, tokens, channels = x.shape
-    if heads <= 0 or channels % heads:
-        raise UnsupportedError(
-            f"3-D input of {channels} channels needs q_num_heads and kv_num_heads that divide it, found {heads}"
-        )
-    return x.reshape(batch, tokens, heads, channels // heads).transpose(0, 2, 1, 3)
-
-
-def _per_query_head(x: NDArray, heads: int) -> NDArray:
-    """Repeat each KV head for the query heads that share it."""
-    return x if x.shape[1] == heads else np.repeat(x, heads // x.shape[1], axis=1)
-
-
-def _exact_product(a: NDArray, b: NDArray) -> NDArray:
-    """Return the integer product of two arrays of codes as float32, exactly.
-
-    float32 holds every partial sum below 2^24 exactly, in any order: 127 * 127 * 256 for Q K^T, 255 * 127 * 518 for P V.
-    """
-    dtype = (
-        F32 if 255 * 127 * a.shape[-1] < 2**24 or a.shape[-1] * 127 * 127 < 2**24 and a.dtype == np.int8 else np.float64
+            data = (*data[:2], _round_to_float16(data[2]))
+    finite_q, finite_k, finite_v = (np.isfinite(x) for x in data)
+    q_finite, k_finite, v_finite = (x.all(axis=-1) for x in (finite_q, finite_k, finite_v))
+    padding = np.arange(seqlen_kv) >= valid[:, None, None]
+    problem = _Problem(
+        q=np.where(q_finite[..., None], data[0], 0),
+        k=np.where(k_finite[..., None], data[1], 0),
+        v=np.where(finite_v, data[2], 0),
+        attended=attended,
+        bias=None if bias is None else bias.astype(compute),
+        k_counted=k_finite & ~padding,
+        v_counted=v_finite & ~padding,
+        q_scale=_static_scale("q_scale", q_scale, (num_heads,)),
+        k_scale=_static_scale("k_scale", k_scale, (kv_num_heads,)),
+        v_scale=_static_scale("v_scale", v_scale, (kv_num_heads, head_dim_v)),
+        softmax_scale=scale or 1 / math.sqrt(head_dim),
+        softcap=softcap,
     )
-    return (a.astype(dtype) @ b.astype(dtype)).astype(F32)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if precision == "float":
+            y, lse = _exact(problem)
+        else:
+            y, lse = _int8(problem, precision, scheme, k_granularity, bool(smooth_k), tile_n)
+    if not k_finite.all() or not finite_v.all():
+        _mark_attended(y, lse, attended, problem.heads(~k_finite), problem.heads(~finite_v))
+    y[~q_finite], lse[~q_finite] = np.nan, np.nan
+
+    y = y.astype(output_dtype or q.dtype)
+    if packed:
+        y = y.swapaxes(1, 2).reshape(batch, seqlen_q, -1)
+    return AttentionResult(y, k, v, lse)
+
+
+def _exact(p: _Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return y and lse in float64."""
+    q, k, v = p.q, p.k, p.v
+    if q.dtype == np.int8:
+        assert p.q_scale is not None
+        assert p.k_scale is not None
+        assert p.v_scale is not None
+        q, k, v = (x.astype(np.float64) * s for x, s in ((q, p.q_scale), (k, p.k_scale), (v, p.v_scale)))
+    x = (q @ p.heads(k).swapaxes(-1, -2)) * p.softmax_scale
+    if p.softcap:
+        x = p.softcap * np.tanh(x / p.softcap)
+    if p.bias is not None:
+        x = x + p.bias
+    x = np.where(p.attended, x, -np.inf)
+    row_max = x.max(axis=-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(x - _finite_max(row_max))
+    row_sum = weights.sum(axis=-1, keepdims=True)
+    y = weights @ p.heads(v) / np.where(row_sum == 0, 1, row_sum)
+    return y, (row_max + np.log(row_sum))[..., 0]
+
+
+def _int8(
+    p: _Problem, precision: str, scheme: str, k_granularity: str, smooth_k: bool, tile_n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return y and lse in float32 by one of the INT8 schemes; see the module's text."""
+    half_pv, tiled = precision == "int8_qk", scheme == "tile" and precision == "int8"
+    group_tile = tile_n if k_granularity == "group" and scheme == "tile" else 0
+    q_codes, q_scale = _query_codes(p)
+    k_codes, k_scale, k_mean = _key_codes(p, smooth_k and scheme == "tile", group_tile)
+    v_codes, v_scale = _value_codes(p, half_pv, per_head=scheme == "paper")
+    q_codes, k_codes, v_codes = (x.astype(np.float32) for x in (q_codes, p.heads(k_codes), p.heads(v_codes)))
+    k_scale = p.heads(k_scale)
+
+    softmax_scale, softcap = np.float32(p.softmax_scale), np.float32(p.softcap)
+    row_factor = q_scale * (softmax_scale if softcap else softmax_scale * LOG2E)
+    shift = np.sum(q_codes * p.heads(k_mean), axis=-1, dtype=np.float64).astype(np.float32)
+    row_offset = (q_scale * softmax_scale) * shift  # [B, Hq, Sq]
+    mask_log2 = None if p.bias is None else np.maximum(p.bias * LOG2E, LOWEST)
+    top = np.float32(1 if half_pv else 255 if tiled else 127)
+
+    rows = q_codes.shape[:3]
+    row_max = np.full(rows, -np.inf, np.float32)
+    row_sum = np.zeros(rows, np.float32)
+    output = np.zeros((*rows, v_codes.shape[-1]), np.float32)
+    for start in range(0, k_codes.shape[2], tile_n):
+        keys = slice(start, start + tile_n)
+        s = q_codes @ k_codes[:, :, keys].swapaxes(-1, -2)  # exact
+        x = (s * k_scale[:, :, None, keys]) * row_factor[..., None]
+        if softcap:
+            x = np.tanh((x + row_offset[..., None]) / softcap) * (softcap * LOG2E)
+        if mask_log2 is not None:
+            x = x + mask_log2[..., keys]
+        x = np.where(p.attended[..., keys], x, np.float32(-np.inf))
+
+        tile_max = x.max(axis=-1)
+        new_max = np.maximum(row_max, tile_max)
+        weight = np.exp2(x - _finite_max(tile_max if tiled else new_max)[..., None])
+        if half_pv:
+            weight = _round_to_float16(weight)
+        codes = weight if half_pv else np.rint(top * weight)
+        summed = weight if half_pv else codes if tiled else top * weight
+        old = np.exp2(row_max - _finite_max(new_max))
+        new = np.exp2(tile_max - _finite_max(new_max)) if tiled else np.float32(1)
+        output = old[..., None] * output + np.expand_dims(new, -1) * (codes @ v_codes[:, :, keys])
+        row_sum = old * row_sum + new * summed.sum(axis=-1)
+        row_max = new_max
+
+    y = (output / np.where(row_sum == 0, np.float32(1), row_sum)[..., None]) * p.heads(v_scale)
+    lse = (row_max + np.log2(row_sum / top)) * LN2
+    return y, lse if softcap else lse + row_offset
+
+
+def _query_codes(p: _Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes of Q and float32 scales [B, Hq, Sq]."""
+    if p.q_scale is None:
+        return quantize.quantize_per_token(p.q)
+    codes = p.q if p.q.dtype == np.int8 else quantize.quantize_static(p.q, p.q_scale)
+    return codes, np.broadcast_to(p.q_scale[..., 0], codes.shape[:3])
+
+
+def _key_codes(p: _Problem, smooth: bool, group_tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return codes of K, float32 scales [B, Hkv, Skv], and the mean taken off, [B, Hkv, 1, D]."""
+    k = p.k
+    mean = np.zeros((*k.shape[:2], 1, k.shape[3]), np.float32)
+    if p.k_scale is not None:
+        codes = k if k.dtype == np.int8 else quantize.quantize_static(k, p.k_scale)
+        return codes, np.broadcast_to(quantize.round_up_22_bits(p.k_scale)[..., 0], codes.shape[:3]), mean
+    if smooth:
+        k, mean = quantize.smooth_keys(k, p.k_counted)
+    return *quantize.quantize_keys(np.where(p.k_counted[..., None], k, np.float32(0)), group_tile), mean
+
+
+def _value_codes(p: _Problem, half_pv: bool, per_head: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes of V and float32 scales broadcastable to [B, Hkv, 1, Dv]; for float16 V, itself and 1."""
+    if p.v.dtype == np.int8:
+        assert p.v_scale is not None
+        codes, scale = p.v, p.v_scale
+    elif half_pv:
+        codes, scale = p.v, np.ones((1, 1, 1), np.float32)
+    elif p.v_scale is not None:
+        codes, scale = quantize.quantize_static(p.v, p.v_scale), p.v_scale
+    elif per_head:
+        codes, scale = quantize.quantize_per_head(p.v, p.v_counted)
+    else:
+        codes, scale = quantize.quantize_per_channel(p.v, p.v_counted)
+    return codes, np.broadcast_to(scale, (*codes.shape[:2], 1, codes.shape[3]))
+
+
+def _mark_attended(y: np.ndarray, lse: np.ndarray, attended: np.ndarray, bad_k: np.ndarray, bad_v: np.ndarray) -> None:
+    """Write NaN where a query attends a non-finite key [B, Hq, Skv] or element of V [B, Hq, Skv, Dv]."""
+    rows = (attended & bad_k[:, :, None]).any(axis=-1)
+    y[(attended.astype(np.float32) @ bad_v.astype(np.float32)) > 0] = np.nan
+    y[rows], lse[rows] = np.nan, np.nan
+
+
+def _mask(attn_mask: np.ndarray | None, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return what a mask adds (None for bool) and which keys it leaves, both of ``shape`` [B, Hq, Sq, Skv]."""
+    if attn_mask is None:
+        return None, np.broadcast_to(True, shape)
+    is_bool = attn_mask.dtype == np.bool_
+    mask = attn_mask if is_bool else attn_mask.astype(np.float64)
+    missing = shape[-1] - mask.shape[-1]
+    if missing > 0 and mask.shape[-1] != 1:
+        widths = [(0, 0)] * (mask.ndim - 1) + [(0, missing)]
+        mask = np.pad(mask, widths, constant_values=False if is_bool else -np.inf)
+    try:
+        mask = np.broadcast_to(mask, shape)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"attn_mask of shape {list(attn_mask.shape)} does not broadcast to [B, Hq, Sq, Skv] = {list(shape)}"
+        ) from error
+    return (None, mask) if is_bool else (np.where(np.isneginf(mask), 0.0, mask), ~np.isneginf(mask))
+
+
+def _within(
+    valid: np.ndarray, offset: np.ndarray, seqlen_q: int, seqlen_kv: int, causal: bool, left: int, right: int
+) -> np.ndarray:
+    """Return bool [B, 1, Sq, Skv]: the key exists and stands within the query's limits."""
+    keys = np.arange(seqlen_kv)
+    position = (np.arange(seqlen_q) + offset[:, None])[:, None, :, None]
+    within = np.broadcast_to(keys < valid[:, None, None, None], (valid.size, 1, seqlen_q, seqlen_kv))
+    if causal:
+        within = within & (keys <= position)
+    if left >= 0:
+        within = within & (keys >= position - left)
+    if right >= 0:
+        within = within & (keys <= position + right)
+    return within
+
+
+def _finite_max(row_max: np.ndarray) -> np.ndarray:
+    """Replace the -inf of a row without keys, so that ``x - max`` stays -inf and is not NaN."""
+    return np.where(np.isneginf(row_max), np.zeros((), row_max.dtype), row_max)
+
+
+def _round_to_float16(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # beyond 65504 is inf, which counts as non-finite input
+        return x.astype(np.float16).astype(np.float32)
+
+
+def _unpack(name: str, x: np.ndarray, num_heads: int) -> np.ndarray:
+    """[B, S, H*D] -> [B, H, S, D]."""
+    if x.ndim != 3 or num_heads <= 0 or x.shape[2] % num_heads:
+        raise UnsupportedError(
+            f"{name} of shape {list(x.shape)} with {num_heads} heads (supported: [B, S, H*D] for all of Q, K, V; "
+            "set q_num_heads and kv_num_heads)"
+        )
+    return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def _static_scale(name: str, scale: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
+    """Bring [1], [H] or [H, D] to the form [H, 1, D] that multiplies [B, H, S, D]."""
+    if scale is None:
+        return None
+    if scale.shape not in ((), (1,), sizes[:1], sizes):
+        raise UnsupportedError(f"{name} of shape {list(scale.shape)} (supported: [1], {', '.join(map(str, sizes))})")
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise UnsupportedError(f"{name} has a value that is not positive and finite; calibrate it again")
+    scale = scale.astype(np.float32)
+    return scale[:, None, :] if scale.ndim == 2 else scale.reshape(-1, 1, 1)
+
+
+def _check_choices(**chosen: str) -> None:
+    for name, value in chosen.items():
+        choices = PRECISIONS if name == "precision" else op_schema.ATTRIBUTES[name].choices
+        if value not in choices:
+            raise UnsupportedError(f"{name}={value!r} is unknown (supported: {', '.join(choices)})")
+
+
+def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray, tile_n: int) -> None:
+    shapes = f"Q {list(q.shape)}, K {list(k.shape)}, V {list(v.shape)}"
+    if not (q.ndim == k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3]):
+        raise UnsupportedError(f"{shapes} (supported: all 4-D or all 3-D, K and V of equal heads and length)")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise UnsupportedError(f"{shapes} (supported: one batch, one head_dim of Q and K, Hq a multiple of Hkv)")
+    if not (q.dtype == k.dtype == v.dtype):
+        raise UnsupportedError(f"Q, K, V of types {q.dtype}, {k.dtype}, {v.dtype} (supported: one type for all)")
+    if tile_n <= 0 or tile_n % 8 or tile_n > MAX_TILE_N:
+        raise UnsupportedError(f"tile_n={tile_n} (supported: multiples of 8 up to {MAX_TILE_N})")

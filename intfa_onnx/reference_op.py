@@ -1,35 +1,36 @@
 """``IntFlashAttention`` for ``onnx.reference``: a rewritten model runs in pure Python.
 
-``ReferenceEvaluator(model, new_ops=[IntFlashAttention]).run(None, feed)``
+``ReferenceEvaluator(model, new_ops=[IntFlashAttention])``
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 from onnx import helper
 from onnx.reference.op_run import OpRun
 
-from intfa_onnx import reference
-from intfa_onnx.op_schema import ATTRIBUTES, DOMAIN
+from intfa_onnx import op_schema, reference
 
-_HOST_ONLY = ("plugin_namespace", "plugin_version")  # read by TensorRT's parser, without meaning here
+# Read by TensorRT's parser alone.
+_NOT_OURS = ("plugin_namespace", "plugin_version")
 
 
 class IntFlashAttention(OpRun):
-    """The INT8 operator, by :func:`intfa_onnx.reference.attention`."""
+    """The operator; its name and domain are what ``ReferenceEvaluator`` looks for."""
 
-    op_domain = DOMAIN
+    op_domain = op_schema.DOMAIN
 
-    def _run(self, *inputs: NDArray | None, **attributes: Any) -> tuple[NDArray, ...]:
-        values = {
-            name: getattr(self, name, attribute.default) if attributes.get(name) is None else attributes[name]
-            for name, attribute in ATTRIBUTES.items()
-            if name not in _HOST_ONLY
-        }
-        output_dtype = values["output_dtype"]
-        values["output_dtype"] = helper.tensor_dtype_to_np_dtype(output_dtype) if output_dtype else None
-        result = reference.attention(*inputs, **values)  # type: ignore[arg-type]  # the node's required inputs are there
-        every = (result.y, result.present_key, result.present_value, result.lse)
-        return every[: len(self.onnx_node.output)]
+    def _run(self, *inputs: np.ndarray | None, **attributes: Any) -> tuple[np.ndarray, ...]:
+        chosen = {name: a.default for name, a in op_schema.ATTRIBUTES.items()} | attributes
+        output_dtype = chosen.pop("output_dtype")
+        for name in _NOT_OURS:
+            del chosen[name]
+        result = reference.attention(
+            *inputs,  # type: ignore[arg-type]  # Q, K and V are required inputs, hence never None
+            **chosen,
+            output_dtype=helper.tensor_dtype_to_np_dtype(output_dtype) if output_dtype else None,
+        )
+        outputs = (result.y, result.present_key, result.present_value, result.lse.astype(np.float32))
+        return outputs[: len(self.onnx_node.output)]
