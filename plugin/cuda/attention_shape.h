@@ -5,7 +5,7 @@
 // then per warp four copies of kBias.
 #pragma once
 
-#include "traits.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 

@@ -24,13 +24,13 @@
 
 #include <type_traits>
 
-#include "attention_shape.h"
-#include "epilogue.cuh"
-#include "fragment.cuh"
-#include "online_softmax.cuh"
-#include "query.cuh"
-#include "scoring.cuh"
-#include "smem_tile.cuh"
+#include "cuda/attention_shape.h"
+#include "cuda/epilogue.cuh"
+#include "cuda/fragment.cuh"
+#include "cuda/online_softmax.cuh"
+#include "cuda/query.cuh"
+#include "cuda/scoring.cuh"
+#include "cuda/smem_tile.cuh"
 
 namespace intfa::cuda {
 

@@ -1,15 +1,13 @@
 // Problem -> plan (kernels, workspace layout) -> launches. Plain host code: also compiled by a host compiler for the
 // simulators.
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <initializer_list>
 #include <string>
 
-#include "dispatch.h"
-#include "kernels.h"
-#include "launch.h"
+#include "core/numerics.h"
+#include "cuda/dispatch.h"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
 
 namespace intfa::cuda {
 namespace {
@@ -64,13 +62,6 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   if (problem.tile_n != 0 && problem.tile_n != kTileN) {
     return unsupported("tile_n = " + std::to_string(problem.tile_n) + "; the kernels have 64. Leave it 0.");
   }
-  if (problem.q_scale == ScaleGranularity::kPerChannel || problem.k_scale == ScaleGranularity::kPerChannel) {
-    return unsupported("a scale per channel of Q or K does not factor out of Q.K; use one per tensor or per head.");
-  }
-  if (!(problem.softmax_scale >= 0.f)) {
-    return unsupported("softmax scale " + std::to_string(problem.softmax_scale) +
-                       " is not positive; negate Q instead.");
-  }
   if (std::max(problem.seqlen_q, problem.seqlen_kv()) >= kMaxTokens) {
     return unsupported("2^29 tokens and more in a sequence; split it.");
   }
@@ -79,7 +70,8 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   }
 
   const bool float_input = problem.dtype != DataType::kInt8;
-  plan->smooth = problem.smooth_k && float_input && problem.k_scale == ScaleGranularity::kNone;
+  plan->smooth =
+      problem.smooth_k && problem.scheme == Scheme::kTile && float_input && problem.k_scale == ScaleGranularity::kNone;
   plan->k_statistics = plan->smooth;
   plan->v_statistics =
       float_input && problem.v_scale == ScaleGranularity::kNone && problem.precision == Precision::kInt8;
@@ -157,7 +149,7 @@ PrologueParams prologue_params(const AttentionProblem& problem, const AttentionT
   p.k_scale_kind = problem.k_scale;
   p.v_scale_kind = problem.v_scale;
   p.smooth = plan.smooth;
-  p.group_scale = problem.k_granularity == KGranularity::kGroup;
+  p.group_scale = problem.k_granularity == KGranularity::kGroup && problem.scheme == Scheme::kTile;
   p.head_v_scale = problem.scheme == Scheme::kPaper;
   p.half_v = problem.precision == Precision::kInt8QK;
   p.k_statistics = plan.k_statistics;
@@ -197,8 +189,7 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.y_pairs = aligned(tensors.y, {p.y_batch, p.y_head, p.y_token}, problem.output_dtype, 2);
   p.y_dtype = problem.output_dtype;
   p.lse = tensors.lse;
-  p.softmax_scale =
-      problem.softmax_scale > 0.f ? problem.softmax_scale : 1.f / std::sqrt(static_cast<float>(problem.head_dim));
+  p.softmax_scale = softmax_scale(problem);
   p.softcap = problem.softcap;
 
   p.nonpad_kv_seqlen = problem.has_nonpad_kv_seqlen ? tensors.nonpad_kv_seqlen : nullptr;
@@ -223,29 +214,22 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   return p;
 }
 
-void log_plan(const AttentionProblem& problem, const Plan& plan) {
-  static const bool enabled = [] {
-    const char* value = std::getenv("INTFA_LOG");
-    return value != nullptr && *value != '\0' && *value != '0';
-  }();
-  if (!enabled) return;
-  static const char* const kNames[] = {"tile", "paper", "half"};
-  std::fprintf(stderr,
-               "intfa: CUDA B=%lld Hq=%lld Hkv=%lld Sq=%lld Skv=%lld D=%lld Dv=%lld: attention_%s%s_d%d tile %dx%d, "
-               "statistics of K %d of V %d, workspace %zu bytes\n",
-               static_cast<long long>(problem.batch), static_cast<long long>(problem.num_heads),
-               static_cast<long long>(problem.kv_num_heads), static_cast<long long>(problem.seqlen_q),
-               static_cast<long long>(problem.seqlen_kv()), static_cast<long long>(problem.head_dim),
-               static_cast<long long>(problem.head_dim_v), kNames[static_cast<int>(plan.attention->arithmetic)],
-               plan.attention->scored ? "_scored" : "", plan.kernels->head_dim, plan.attention->tile_m, kTileN,
-               plan.k_statistics, plan.v_statistics, plan.workspace.bytes);
-}
-
 }  // namespace
 
 Status supports(const AttentionProblem& problem) {
   Plan plan;
   return make_plan(problem, &plan);
+}
+
+std::string describe(const AttentionProblem& problem) {
+  Plan plan;
+  if (Status status = make_plan(problem, &plan); !status.ok()) return status.message();
+  static const char* const kNames[] = {"tile", "paper", "half"};
+  const AttentionKernel& attention = *plan.attention;
+  return std::string("attention_") + kNames[static_cast<int>(attention.arithmetic)] +
+         (attention.scored ? "_scored" : "") + "_d" + std::to_string(plan.kernels->head_dim) + " tile " +
+         std::to_string(attention.tile_m) + "x" + std::to_string(kTileN) + (plan.k_statistics ? ", mean of K" : "") +
+         (plan.v_statistics ? ", amax of V" : "") + ", workspace " + std::to_string(plan.workspace.bytes) + " bytes";
 }
 
 Status workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
@@ -258,7 +242,6 @@ Status workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
 Status run(const AttentionProblem& problem, const AttentionTensors& tensors, void* stream) {
   Plan plan;
   if (Status status = make_plan(problem, &plan); !status.ok()) return status;
-  log_plan(problem, plan);
   if (problem.batch == 0 || problem.num_heads == 0) return {};
 
   const KernelSet& kernels = *plan.kernels;

@@ -1,8 +1,9 @@
-// The CUDA backend: three functions on a problem that intfa::validate has accepted. Nothing here allocates device
+// The CUDA backend: functions on a problem that intfa::validate has accepted. Nothing here allocates device
 // memory or synchronizes; everything goes to the caller's stream, so a call can be captured in a CUDA graph.
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "intfa/attention.h"
 
@@ -10,6 +11,9 @@ namespace intfa::cuda {
 
 // kUnsupported, with the reason, for what the operator allows and these kernels do not have.
 Status supports(const AttentionProblem& problem);
+
+// What run() would launch, in words.
+std::string describe(const AttentionProblem& problem);
 
 // Device memory that run() needs, at a multiple of 256 bytes.
 Status workspace_bytes(const AttentionProblem& problem, size_t* bytes);

@@ -1,11 +1,11 @@
 // O -> Y and lse, and the NaN that non-finite input owes to the rows that see it.
 #pragma once
 
-#include "attention_shape.h"
-#include "online_softmax.cuh"
-#include "quantize.cuh"
-#include "scoring.cuh"
-#include "traits.cuh"
+#include "cuda/attention_shape.h"
+#include "cuda/online_softmax.cuh"
+#include "cuda/quantize.cuh"
+#include "cuda/scoring.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 

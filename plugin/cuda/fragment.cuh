@@ -11,9 +11,9 @@
 // fragments for mma.m16n8k32 / k16".
 #pragma once
 
-#include "ptx.cuh"
-#include "smem_tile.cuh"
-#include "traits.cuh"
+#include "cuda/ptx.cuh"
+#include "cuda/smem_tile.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 

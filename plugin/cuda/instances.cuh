@@ -1,9 +1,9 @@
 // Defines the kernels of one head size and their table entry; each kernels_d<head size>.cu is one use of it.
 #pragma once
 
-#include "attention_sm80.cuh"
-#include "kernels.h"
-#include "prologue.cuh"
+#include "cuda/attention_sm80.cuh"
+#include "cuda/kernels.h"
+#include "cuda/prologue.cuh"
 
 // clang-format off
 #define INTFA_ATTENTION(NAME, ARITHMETIC, SCORED, D)                                                               \

@@ -5,7 +5,7 @@
 // intfa_quantize_kv_d64, intfa_attention_tile_d64, intfa_attention_tile_scored_d64, ..._paper_..., ..._half_...
 #pragma once
 
-#include "traits.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 

@@ -1,3 +1,3 @@
-#include "instances.cuh"
+#include "cuda/instances.cuh"
 
 INTFA_KERNELS(128)

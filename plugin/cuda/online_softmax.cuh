@@ -22,16 +22,15 @@
 #include <cfloat>
 #include <cmath>
 
-#include "fragment.cuh"
-#include "traits.cuh"
+#include "core/numerics.h"
+#include "cuda/fragment.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 
 constexpr float kFloor = -FLT_MAX;
 constexpr float kSlack = 32.f;
 constexpr int kUnbiasEvery = 8;
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
 
 // Whether the tensor core sums P's rows (a product with ones) or dp4a does: the former where issue slots are short, the
 // latter where the tensor core is what bounds the loop.

@@ -14,8 +14,8 @@
 // warp reads rows of Dp channels as WarpRows tells. blockIdx.z: 2 * batch + (0: K, 1: V).
 #pragma once
 
-#include "quantize.cuh"
-#include "traits.cuh"
+#include "cuda/quantize.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 
@@ -205,8 +205,9 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
           amax = fmaxf(amax, ptx::ld_shared(amaxes + 4 * (8 * (i >> 1) + (row & 6) + (i & 1))));
         }
       }
-      scale = round_up_22(scale_of(amax));
-      inverse = ptx::div_rn(1.f, scale);
+      const Quantizer q = k_quantizer(amax);
+      scale = q.scale;
+      inverse = q.inverse;
     }
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
@@ -225,7 +226,7 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
       }
     }
     if (block.lane % Layout::kLanes == 0) {
-      k_scales[row] = !finite[pass] ? NAN : token < block.valid ? round_up_22(scale) : 1.f;
+      k_scales[row] = !finite[pass] ? NAN : token < block.valid ? round_up_22_bits(scale) : 1.f;
     }
   }
   if (block.warp == 0) {
@@ -265,14 +266,15 @@ INTFA_DEVICE void quantize_v_tile(const PrologueParams& params, const PrologueBl
   ptx::sync_block();
   for (int c = threadIdx.x; c < kDim; c += kPrologueThreads) {
     const float amax = params.head_v_scale ? head_amax : ptx::ld_shared(scales + 4 * c);
-    float scale = params.v_statistics ? scale_of(amax) : 1.f;
+    const Quantizer q = quantizer(amax);
+    float scale = q.scale;
     if (has_static) {
       const bool per_channel = params.v_scale_kind == ScaleGranularity::kPerChannel;
       scale = per_channel ? (c < block.channels ? params.v_scale[block.kv_head * block.channels + c] : 1.f)
                           : static_scale(params.v_scale, params.v_scale_kind, block.kv_head);
     }
     ptx::st_shared(scales + 4 * c, scale);
-    ptx::st_shared(inverses + 4 * c, codes_per_unit(amax));
+    ptx::st_shared(inverses + 4 * c, q.inverse);
     if (tile == 0) params.packed.v_scale[block.index * kDim + c] = scale;
   }
   ptx::sync_block();

@@ -1,12 +1,10 @@
-// Reading tensors of any float type, and the rounding rules of the INT8 codes: shared by the prologue (K, V) and by the
-// attention kernel (Q), so that they cannot differ.
+// Reading tensors of any float type, and the rounding of INT8 codes (their scales: core/numerics.h): shared by the
+// prologue (K, V) and by the attention kernel (Q), so that they cannot differ.
 #pragma once
 
-#include <cfloat>
-#include <cmath>
-
-#include "ptx.cuh"
-#include "traits.cuh"
+#include "core/numerics.h"
+#include "cuda/ptx.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 
@@ -100,15 +98,6 @@ INTFA_DEVICE uint32_t max_magnitude(uint32_t bits, float x) {
   const uint32_t other = ptx::u32_bits(x) & 0x7fffffff;
   return bits > other ? bits : other;
 }
-
-// amax / 127, or 1 for an all-zero group.
-INTFA_DEVICE float scale_of(float amax) { return amax > 0.f ? ptx::div_rn(amax, 127.f) : 1.f; }
-// Codes per unit, for x ~ scale_of(amax) * code.
-INTFA_DEVICE float codes_per_unit(float amax) { return amax > 0.f ? ptx::div_rn(127.f, amax) : 1.f; }
-
-// The next float with at most 22 significant bits: 3 * scale is then exact, and a bias of 3 * 2^22 is removed from S by
-// one FFMA.
-INTFA_DEVICE float round_up_22(float scale) { return ptx::f32_bits((ptx::u32_bits(scale) + 3) & ~3u); }
 
 // Ties to even, clamped to [-127, 127]. Also brings INT8 input, -128 included, into the range.
 INTFA_DEVICE int32_t code_of(float scaled) {

@@ -1,10 +1,10 @@
 // Q, quantized inside the attention kernel: read once, in whatever type it has, and never written back.
 #pragma once
 
-#include "online_softmax.cuh"
-#include "quantize.cuh"
-#include "smem_tile.cuh"
-#include "traits.cuh"
+#include "cuda/online_softmax.cuh"
+#include "cuda/quantize.cuh"
+#include "cuda/smem_tile.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 
@@ -42,7 +42,8 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, int batch, int
     const bool finite = amax_bits < kInfinityBits;
     const float amax = finite ? ptx::f32_bits(amax_bits) : 0.f;
 
-    float scale = scale_of(amax), inverse = codes_per_unit(amax);
+    const auto [automatic_scale, inverse] = quantizer(amax);
+    float scale = automatic_scale;
     if (params.q_scale != nullptr) scale = params.q_scale[params.q_scale_kind == ScaleGranularity::kPerHead ? head : 0];
     float dot = 0.f;
 #pragma unroll

@@ -4,9 +4,9 @@
 #include <cfloat>
 #include <cmath>
 
-#include "online_softmax.cuh"
-#include "quantize.cuh"
-#include "traits.cuh"
+#include "cuda/online_softmax.cuh"
+#include "cuda/quantize.cuh"
+#include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 
@@ -35,7 +35,7 @@ struct Limits {
 // What the mask adds to a score, in log2 units: -inf excludes the key, finfo.min does not.
 INTFA_DEVICE float mask_term(float value, DataType dtype) {
   if (dtype == DataType::kBool) return value != 0.f ? 0.f : -INFINITY;
-  return value == -INFINITY ? value : fmaxf(ptx::mul_rn(value, kLog2E), kFloor);
+  return mask_log2(value);
 }
 
 INTFA_DEVICE int64_t mask_index(const AttentionParams& params, int batch, int head, int query, int key) {

@@ -6,7 +6,7 @@
 // (32 bytes). Rows of 96 bytes are kept 128 apart: six chunks have no XOR.
 #pragma once
 
-#include "ptx.cuh"
+#include "cuda/ptx.cuh"
 
 namespace intfa::cuda {
 

@@ -1,0 +1,25 @@
+// The CUDA backend as the core sees it.
+#include "core/backend.h"
+
+#include "cuda/dispatch.h"
+
+namespace intfa {
+namespace {
+
+Status workspace_bytes(const AttentionProblem& problem, const Execution&, size_t* bytes) {
+  return cuda::workspace_bytes(problem, bytes);
+}
+
+Status run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
+  if (log_enabled()) log_line("CUDA: " + describe(problem) + ": " + cuda::describe(problem));
+  return cuda::run(problem, tensors, execution.stream);
+}
+
+}  // namespace
+
+const Backend& cuda_backend() {
+  static constexpr Backend kBackend = {cuda::supports, workspace_bytes, run};
+  return kBackend;
+}
+
+}  // namespace intfa
