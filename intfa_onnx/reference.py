@@ -3,18 +3,18 @@
 The arithmetic of the INT8 schemes, which the backends follow. All of it is float32, each operation rounded on its own
 (no fused multiply-add), in this order; S and P.V are exact integers whatever computes them::
 
-    row_factor = q_scale * softmax_scale            times log2(e) first, where there is no softcap
-    x = (float(S) * k_scale) * row_factor           log2 units (nats with a softcap)
-    softcap:  x = x + row_offset                    row_offset = (q_scale * softmax_scale) * float(q_codes . k_mean)
-              x = tanh(x / softcap) * (softcap * log2(e))
-    x = x + max(mask * log2(e), -FLT_MAX)           -inf where the key is not attended
+    row_factor = q_scale * (softmax_scale * log2(e))        softmax_scale = 1 / sqrt(D) if not given
+    row_offset = float(q_codes . k_mean) * row_factor       what smoothing took off the row, summed in float64
+    x = (float(S) * k_scale) * row_factor                   in log2 units
+    softcap:  x = tanh((x + row_offset) / cap) * cap        cap = softcap * log2(e)
+    x = x + max(mask * log2(e), -FLT_MAX)                   and -inf where the key is not attended
     tile:     code = rint(255 * exp2(x - m_tile));  m_new = max(m_run, m_tile)
               a = exp2(m_run - m_new);  b = exp2(m_tile - m_new)
               O = a * O + b * float(P.V);  l = a * l + b * float(sum code)
-    paper:    p = 127 * exp2(x - m_new);  code = rint(p);  O = a * O + float(P.V);  l = a * l + sum p
-    int8_qk:  p = float16(exp2(x - m_new));  O = a * O + p.V;  l = a * l + sum p         V in float16
-    y = (O / l) * v_scale
-    lse = (m_run + log2(l / top)) * ln(2) + row_offset     top = 255, 127 or 1; no row_offset with a softcap
+    paper:    p = exp2(x - m_new);  O = a * O + float(rint(127 * p).V);  l = a * l + sum p
+    int8_qk:  p = float16(exp2(x - m_new));  O = a * O + p.V;  l = a * l + sum p            V in float16
+    y = O / l * v_scale                                     O / (127 * l) for paper; 1 for a V in float16
+    lse = (m_run + row_offset) * ln(2) + log(l)             log(l / 255) for tile; no row_offset with a softcap
 
 Implementations differ in ``exp2``, ``tanh`` and the order of float sums by some ulp, by which a code may change by one.
 
@@ -27,8 +27,9 @@ mask not -inf; and with ``position = i + offset``: ``j <= position`` (causal), `
 length ("standard", ONNX Attention's rule) or ``Skv - Sq`` ("lower_right"). A query that attends nothing gives 0 and
 lse -inf; one whose keys all have the mask value finfo.min averages them, and its lse is some number below -2e38.
 
-Non-finite input: NaN rows for a non-finite query and for the queries that attend a non-finite key; NaN in channel c for
-those that attend a key with non-finite ``V[j, c]``. Such tokens count for no statistic, and touch nothing else.
+Non-finite input: NaN rows for a non-finite query (that attends anything) and for the queries that attend a non-finite
+key; NaN in channel c for those that attend a key with non-finite ``V[j, c]``. Such tokens count for no statistic, and
+touch nothing else. A V that float16 cannot hold is non-finite for ``int8_qk``.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def attention(
         q_scale=_static_scale("q_scale", q_scale, (num_heads,)),
         k_scale=_static_scale("k_scale", k_scale, (kv_num_heads,)),
         v_scale=_static_scale("v_scale", v_scale, (kv_num_heads, head_dim_v)),
-        softmax_scale=scale or 1 / math.sqrt(head_dim),
+        softmax_scale=scale or float(np.float32(1) / np.sqrt(np.float32(head_dim))),
         softcap=softcap,
     )
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -198,7 +199,8 @@ def attention(
             y, lse = _int8(problem, precision, scheme, k_granularity, bool(smooth_k), tile_n)
     if not k_finite.all() or not finite_v.all():
         _mark_attended(y, lse, attended, problem.heads(~k_finite), problem.heads(~finite_v))
-    y[~q_finite], lse[~q_finite] = np.nan, np.nan
+    bad_rows = ~q_finite & attended.any(axis=-1)
+    y[bad_rows], lse[bad_rows] = np.nan, np.nan
 
     y = y.astype(output_dtype or q.dtype)
     if packed:
@@ -239,12 +241,12 @@ def _int8(
     q_codes, k_codes, v_codes = (x.astype(np.float32) for x in (q_codes, p.heads(k_codes), p.heads(v_codes)))
     k_scale = p.heads(k_scale)
 
-    softmax_scale, softcap = np.float32(p.softmax_scale), np.float32(p.softcap)
-    row_factor = q_scale * (softmax_scale if softcap else softmax_scale * LOG2E)
-    shift = np.sum(q_codes * p.heads(k_mean), axis=-1, dtype=np.float64).astype(np.float32)
-    row_offset = (q_scale * softmax_scale) * shift  # [B, Hq, Sq]
+    cap = np.float32(p.softcap) * LOG2E
+    row_factor = q_scale * (np.float32(p.softmax_scale) * LOG2E)  # [B, Hq, Sq]
+    taken_off = (q_codes.astype(np.float64) * p.heads(k_mean)).sum(axis=-1)
+    row_offset = taken_off.astype(np.float32) * row_factor
     mask_log2 = None if p.bias is None else np.maximum(p.bias * LOG2E, LOWEST)
-    top = np.float32(1 if half_pv else 255 if tiled else 127)
+    top = np.float32(1 if half_pv else 255 if tiled else 127)  # the code of P = 1
 
     rows = q_codes.shape[:3]
     row_max = np.full(rows, -np.inf, np.float32)
@@ -254,28 +256,30 @@ def _int8(
         keys = slice(start, start + tile_n)
         s = q_codes @ k_codes[:, :, keys].swapaxes(-1, -2)  # exact
         x = (s * k_scale[:, :, None, keys]) * row_factor[..., None]
-        if softcap:
-            x = np.tanh((x + row_offset[..., None]) / softcap) * (softcap * LOG2E)
+        if cap:
+            x = np.tanh((x + row_offset[..., None]) / cap) * cap
         if mask_log2 is not None:
             x = x + mask_log2[..., keys]
         x = np.where(p.attended[..., keys], x, np.float32(-np.inf))
 
         tile_max = x.max(axis=-1)
         new_max = np.maximum(row_max, tile_max)
-        weight = np.exp2(x - _finite_max(tile_max if tiled else new_max)[..., None])
-        if half_pv:
-            weight = _round_to_float16(weight)
-        codes = weight if half_pv else np.rint(top * weight)
-        summed = weight if half_pv else codes if tiled else top * weight
+        exponential = np.exp2(x - _finite_max(tile_max if tiled else new_max)[..., None])
+        codes = _round_to_float16(exponential) if half_pv else np.rint(top * exponential)
+        # The paper sums P before it is rounded.
+        summed = exponential if scheme == "paper" and not half_pv else codes
         old = np.exp2(row_max - _finite_max(new_max))
-        new = np.exp2(tile_max - _finite_max(new_max)) if tiled else np.float32(1)
-        output = old[..., None] * output + np.expand_dims(new, -1) * (codes @ v_codes[:, :, keys])
+        new = np.exp2(tile_max - _finite_max(new_max)) if tiled else np.ones_like(old)
+        output = old[..., None] * output + new[..., None] * (codes @ v_codes[:, :, keys])
         row_sum = old * row_sum + new * summed.sum(axis=-1)
         row_max = new_max
 
-    y = (output / np.where(row_sum == 0, np.float32(1), row_sum)[..., None]) * p.heads(v_scale)
-    lse = (row_max + np.log2(row_sum / top)) * LN2
-    return y, lse if softcap else lse + row_offset
+    # O and l both carry the code of P = 1, except l where it sums P itself.
+    divisor = row_sum if tiled else top * row_sum
+    y = output / np.where(row_sum == 0, np.float32(1), divisor)[..., None] * p.heads(v_scale)
+    shift = np.float32(0) if cap else row_offset
+    lse = (row_max + shift) * LN2 + (np.log(row_sum) - (np.log(top) if tiled else np.float32(0)))
+    return y, lse
 
 
 def _query_codes(p: _Problem) -> tuple[np.ndarray, np.ndarray]:
