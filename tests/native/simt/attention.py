@@ -135,6 +135,14 @@ class AttentionSimulator(Simulator):
             size.restype = ctypes.c_size_t
             assert size() == ctypes.sizeof(structure), f"{structure.__name__} does not mirror intfa/attention.h"
 
+    def shape(self, head_dim: int, arithmetic: str, scored: bool = False) -> tuple[int, int, int]:
+        """Queries per block, threads and bytes of shared memory of the ``tile``, ``paper`` or ``half`` kernel."""
+        out = (ctypes.c_int * 3)()
+        self.library.attention_shape.restype = ctypes.c_bool
+        found = self.library.attention_shape(head_dim, ("tile", "paper", "half").index(arithmetic), scored, out)
+        assert found, f"no {arithmetic} kernel for head size {head_dim}"
+        return out[0], out[1], out[2]
+
     def attention(
         self,
         q: np.ndarray,

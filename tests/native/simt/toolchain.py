@@ -146,17 +146,22 @@ def _tool(name: str, places: Sequence[str]) -> str | None:
     return next((p for p in [shutil.which(name), *places] if p and os.access(p, os.X_OK)), None)
 
 
-def ptx(
-    source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "compute_80", defines: Sequence[str] = ()
-) -> Path:
-    """PTX of a .cu file without contraction, so that its arithmetic is the host's, bit for bit."""
+def _nvcc_flags(plugin: Path) -> list[str]:
     compiler = nvcc()
     assert compiler is not None, "ask nvcc() first"
-    command = [
-        compiler, "-std=c++20", "--expt-relaxed-constexpr", "-ptx", "-fmad=false", f"-arch={arch}", *defines,
-        f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", str(source),
-    ]  # fmt: skip
-    return _build(stem, ".ptx", [*_sources(plugin), source, *_sources(SIMT)], command)
+    return [compiler, "-std=c++20", "--expt-relaxed-constexpr", f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}"]
+
+
+def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN) -> Path:
+    """PTX of a .cu file without contraction, so that its arithmetic is the host's, bit for bit."""
+    command = [*_nvcc_flags(plugin), "-ptx", "-fmad=false", "-arch=compute_80", str(source)]
+    return _build(stem, ".ptx", [*_sources(plugin, SIMT), source], command)
+
+
+def cubin(source: Path, stem: str, arch: str, defines: Sequence[str] = ()) -> Path:
+    """Machine code of a .cu file for ``sm_<arch>``, as the product is compiled."""
+    command = [*_nvcc_flags(PLUGIN), "-cubin", f"-arch=sm_{arch}", *defines, str(source)]
+    return _build(f"{stem}-sm{arch}", ".cubin", [*_sources(PLUGIN), source], command)
 
 
 Replacements = Sequence[tuple[str, str]]

@@ -1,0 +1,106 @@
+"""Gates on the machine code of the attention kernels: what a GPU-less machine can say about their speed.
+
+expected.json is the record; a kernel may not take over 3 % more cycles on its bottleneck pipe than recorded, nor more
+stack. After a change that is meant: ``cd tests && python -m native.sass.gates``, and look at the difference.
+"""
+
+import json
+
+import pytest
+from native.sass import gates, pipe_model
+from native.sass.gates import GATES
+from native.simt import toolchain
+from native.simt.attention import AttentionSimulator
+
+GROWTH = 1.03
+DEFAULT_DIMS = (64, 128)  # the others take minutes to compile
+
+
+def gate_params():
+    return [pytest.param(g, id=str(g), marks=[] if g.head_dim in DEFAULT_DIMS else pytest.mark.slow) for g in GATES]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Measures a gate once."""
+    if toolchain.nvcc() is None:
+        pytest.skip("nvcc is not installed (PATH or /usr/local/cuda)")
+    if toolchain.cuda_tool("cuobjdump") is None or toolchain.cuda_tool("nvdisasm") is None:
+        pytest.skip("cuobjdump and nvdisasm are missing: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    simulator = AttentionSimulator()
+    cache: dict[str, dict] = {}
+
+    def measure(gate: gates.Gate) -> dict:
+        if str(gate) not in cache:
+            cache[str(gate)] = gates.measure(gate, simulator)
+        return cache[str(gate)]
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict:
+    return json.loads(gates.EXPECTED.read_text())
+
+
+@pytest.mark.parametrize("gate", gate_params())
+def test_gate(gate, measured, expected):
+    now, then = measured(gate), expected[str(gate)]
+    assert sum(n for op, n in now["mma"].items() if op.startswith("IMMA.16832.S8.S8")) > 0
+    pv = "IMMA.16832.U8.S8" if gate.arithmetic == "tile" else "HMMA.16816.F32"
+    assert now["mma"].get(pv, 0) > 0, now["mma"]
+    assert now["slow_conversions_in_loop"] == []
+    assert now["local_in_loop"] <= then["local_in_loop"], "spills in the main loop"
+    assert now["stack_bytes"] <= then["stack_bytes"], "spills"
+    assert now["blocks_per_sm"] >= then["blocks_per_sm"]
+    pipe = then["bottleneck"]
+    assert max(now["cycles"].values()) <= GROWTH * then["cycles"][pipe], (now["cycles"], then["cycles"])
+
+
+def test_record_is_complete(expected):
+    assert sorted(expected) == sorted(map(str, GATES))
+
+
+def loop(*lines: str) -> list[pipe_model.Instruction]:
+    """Instructions 16 bytes apart."""
+    return [pipe_model.Instruction(16 * i, t.split()[-1 if t.startswith("@") else 0], t) for i, t in enumerate(lines)]
+
+
+def test_pipe_model_counts():
+    """By hand: an IMMA is 4096 multiply-adds, 512 per cycle and sub-partition on sm_80."""
+    arch = pipe_model.ARCHITECTURES["80"]
+    code = loop(
+        "IMMA.16832.S8.S8 R0, R4.ROW, R8.COL, R0",
+        "FFMA R1, R2, R3, R4",
+        "I2F R1, R2",
+        "LDSM.16.M88.4 R0, [R1]",
+        "LDL R1, [R2]",
+    )
+    report = pipe_model.analyse(code, arch)
+    assert report.cycles == {"tensor": 8.0, "fma": 2.0, "slow": 8.0, "shared": 16.0, "local": 4.0, "issue": 5}
+    assert report.slow_conversions == ["I2F R1, R2"]
+    assert report.local == ["LDL R1, [R2]"]
+    assert (report.bottleneck, report.mma_share) == ("shared", 0.5)
+
+
+def test_main_loop_is_the_plain_one():
+    """Two loops with the same MMAs: the masked one is longer. The rescaling block does not count."""
+    mma, other = "IMMA.16832.S8.S8 R0, R4.ROW, R8.COL, R0", "ISETP R1, R2, R3, R4"
+    plain = [mma, mma, "@P0 BRA 0xd0", *["FMUL R1, R1, R2"] * 10, "@P1 BRA 0x0"]
+    masked = [mma, mma, *[other] * 20, "BRA 0xe0"]
+    code = [
+        pipe_model.Instruction(16 * i, text.removeprefix("@P0 ").removeprefix("@P1 ").split()[0], text)
+        for i, text in enumerate(plain + masked)
+    ]
+    found = pipe_model.main_loop(code, 2)
+    assert [i.name for i in found] == ["IMMA", "IMMA", "BRA", "BRA"]
+    with pytest.raises(ValueError, match="no loop with about 3 MMAs"):
+        pipe_model.main_loop(code, 3)
+
+
+def test_occupancy():
+    """On sm_89 two blocks of 50 KB fit into 100 KB only without their reserved kilobyte."""
+    ada = pipe_model.ARCHITECTURES["89"]
+    assert pipe_model.blocks_per_sm(ada, registers=255, shared_bytes=49 * 1024, threads=128) == 2
+    assert pipe_model.blocks_per_sm(ada, registers=255, shared_bytes=50 * 1024, threads=128) == 1
+    assert pipe_model.blocks_per_sm(ada, registers=255, shared_bytes=1024, threads=256) == 1
