@@ -1,7 +1,7 @@
 """Small seeded models, one per kind of attention that exporters write, for the tests of the rewriter.
 
-The weights of Q and K are enlarged, so that the scores spread over several nats and a wrong scale, mask or key shows in the
-output; with the usual initialization every row of P is nearly uniform and hides such an error.
+The weights of Q and K are enlarged, so that the scores spread over several nats and a wrong scale, mask or key shows in
+the output; with the usual initialization every row of P is nearly uniform and hides such an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rewriter on graphs of a few nodes: variants of one attention, things that only look like one, and what must not change."""
+"""The rewriter on graphs of a few nodes: variants of one attention, look-alikes, and what must not change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
@@ -38,7 +39,7 @@ def feed(model: onnx.ModelProto, seqlen_q: int = 5, seqlen_kv: int = 7, seed: in
             values[value.name] = rng.random(shape) > 0.4
         else:
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            values[value.name] = (rng.standard_normal(shape) * 2).astype(dtype)
+            values[value.name] = rng.standard_normal(shape).astype(dtype)
     return values
 
 
@@ -223,11 +224,16 @@ def test_a_masked_value_that_is_not_negligible_is_rejected():
     assert "large negative constant" in rejection(parse(body, BOOL))
 
 
+def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model as onnx_ir writes it: it leaves empty fields out and names the tensors of Constants."""
+    return ir.to_proto(ir.from_proto(model))
+
+
 def rejection(model: onnx.ModelProto) -> str:
     """Check that nothing changes, and return the reason."""
     result = intfa_onnx.rewrite(model)
     assert [a.decision for a in result.attentions] == ["rejected"]
-    assert result.to_proto().graph == model.graph
+    assert result.to_proto() == canonical(model)
     return result.attentions[0].reason
 
 
@@ -253,7 +259,7 @@ NEGATIVES = {
     ),
     "constant V": (
         KT
-        + "X = MatMul (Q, Kt)\n P = Softmax <axis = -1> (X)\n n = Shape <start = 3> (Kt)\n d = Constant <value = int64[1] {16}> ()\n"
+        + "X = MatMul (Q, Kt)\n P = Softmax <axis = -1> (X)\n"
         + "W = Constant <value = float[4, 16] {"
         + ", ".join(["1.0"] * 64)
         + "}> ()\n Y = MatMul (P, W)",
@@ -337,7 +343,7 @@ def test_unknown_rank_and_type_are_rejected():
     model = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.ClearField("shape")
-    assert "not known statically" in rejection(model)
+    assert rejection(model) == "the ranks of the products' operands are unknown"
     double = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
     for value in (*double.graph.input, *double.graph.output):
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -358,7 +364,7 @@ def test_no_attention_leaves_a_valid_model():
     )
     result = intfa_onnx.rewrite(model, portable=True)
     assert result.summary() == "no attention found: the model is unchanged"
-    assert result.to_proto() == model
+    assert result.to_proto() == canonical(model)
 
 
 def test_input_is_not_changed():
@@ -484,7 +490,8 @@ def test_float32_softmax_in_a_half_model():
     """Softmax in float32, V cast up: the fused node reads the half tensors and the result is cast."""
     body = (
         KT
-        + "s = MatMul (Q, Kt)\n X = Cast <to = 1> (s)\n P = Softmax <axis = -1> (X)\n v = Cast <to = 1> (V)\n Y = MatMul (P, v)"
+        + "s = MatMul (Q, Kt)\n X = Cast <to = 1> (s)\n P = Softmax <axis = -1> (X)\n v = Cast <to = 1> (V)\n"
+        + "Y = MatMul (P, v)"
     )
     model = parse(body)
     for value in model.graph.input:
@@ -515,7 +522,7 @@ def test_duplicate_and_missing_node_names():
     check_raise(model, count=2)
     for node in model.graph.node:
         node.name = "same"
-    check_raise(model, count=2)
+    assert len(fused(intfa_onnx.rewrite(model).to_proto())) == 2
 
 
 def test_unrelated_unused_initializer_and_node_stay():
@@ -555,8 +562,8 @@ def test_scores_reshaped_for_a_mask():
     """Windows: the scores get one more axis for the mask of each window, and lose it again."""
     model = onnx.parser.parse_model(
         """<ir_version: 9, opset_import: ["": 18]>
-        g (float[6, 2, S, 16] Q, float[6, 2, S, 16] K, float[6, 2, S, 16] V, float[1, 3, 1, S, S] M, float[1, 2, S, S] N)
-          => (float[6, 2, S, 16] Y) {
+        g (float[6, 2, S, 16] Q, float[6, 2, S, 16] K, float[6, 2, S, 16] V,
+           float[1, 3, 1, S, S] M, float[1, 2, S, S] N) => (float[6, 2, S, 16] Y) {
             Kt = Transpose <perm = [0, 1, 3, 2]> (K)
             s = MatMul (Q, Kt)
             t = Add (s, N)

@@ -85,8 +85,8 @@ def test_all_replaced_and_raise_is_exact(exported, name, exporter, opset, attent
     for label, feed in tiny.feeds(case).items():
         want, got = run(path, feed), run(model, feed)
         assert np.isfinite(want).all(), label
-        # Both compute in float32 in another order; the scale is multiplied before or after the product (2 ulp of a score
-        # of some 10 nats), through two layers with residuals.
+        # Both compute in float32 in another order; the scale is multiplied before or after the product (2 ulp of a
+        # score of some 10 nats), through two layers with residuals.
         error = np.abs(got - want).max() / np.abs(want).max()
         assert error < 1e-5, f"{label}: relative error {error:.1e}"
 
@@ -114,8 +114,8 @@ def test_error_of_int8(exported, name, precision):
         got = ReferenceEvaluator(rewritten, new_ops=[GatherElements, IntFlashAttention]).run(None, feed)
         for position, stage in ((1, "first attention"), (0, "model")):
             error = np.linalg.norm(got[position] - want[position]) / np.linalg.norm(want[position])
-            # Twice the 1.4 % that docs/accuracy.md gives for N(0, 1): fewer keys average less of the noise away. Behind the
-            # first layer there is a residual, so the model's output is not worse.
+            # Twice the 1.4 % that docs/accuracy.md gives for N(0, 1): fewer keys average less of the noise away. Behind
+            # the first layer there is a residual, so the model's output is not worse.
             assert 0 < error < 0.028, f"{label}, {stage}: {error:.2%}"
 
 

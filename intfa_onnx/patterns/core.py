@@ -68,11 +68,10 @@ def match_core(
     check_readers(view, scores, readers)
     down = _walk_down(view, probs)
     qk_node, path_up = _walk_up(view, scores)
+    if view.is_constant(down.node.inputs[1 - down.side]):
+        raise NoMatch("V is a constant: a gate, not attention")
     qk = qk_product(view, qk_node)
     pv = pv_product(view, down.node, down.side)
-    for value in (qk.second, pv.second):
-        if view.is_constant(value):
-            raise NoMatch(f"{'K' if value is qk.second else 'V'} is a constant: a gate, not attention")
     dtype = _float_dtype(view, qk.first)
     meaning = _read_scores(view, qk_node, path_up, _scores_shape(qk))
     notes: tuple[str, ...] = ()
