@@ -1,0 +1,312 @@
+// The CPU backend: pack every KV head, then one task per block of query rows. Nothing depends on the number of threads: tasks
+// are handed out through a counter, and each result is computed by one task in one order.
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <sstream>
+
+#include "core/backend.h"
+#include "core/numerics.h"
+#include "cpu/int8_product.h"
+#include "cpu/pack.h"
+#include "cpu/softmax.h"
+#include "hwy/base.h"
+
+namespace intfa::cpu {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+// Everything that the tasks of one call share.
+struct Call {
+  const AttentionProblem& problem;
+  const AttentionTensors& tensors;
+  const Layout& layout;
+  PForm form;
+  PackHeadFn pack_head = cpu::pack_head();
+  PackQueriesFn pack_queries = cpu::pack_queries();
+  LoadMaskFn load_mask = cpu::load_mask();
+  StoreOutputFn store_output = cpu::store_output();
+  SoftmaxFn softmax = softmax_tile(form);
+  ScoreProductFn score_product = cpu::score_product();
+  OutputProductFn output_product = cpu::output_product();
+  FloatOutputProductFn float_output_product = cpu::float_output_product();
+  std::atomic<int64_t> next_head{0};
+  std::atomic<int64_t> next_block{0};
+};
+
+PForm p_form(const AttentionProblem& p) {
+  if (p.precision == Precision::kInt8QK) return PForm::kHalf;
+  return p.scheme == Scheme::kPaper ? PForm::kPaper : PForm::kTile;
+}
+
+// One block of query rows of one KV head.
+struct BlockTask {
+  const Call& call;
+  const AttentionProblem& p;
+  const AttentionTensors& t;
+  const Layout& layout;
+  const PackedHead head;
+  const Block block;
+  int64_t batch, kv_head, first_row;
+  int rows;
+  bool one_mask_row;  // every row of the block has the same mask values
+
+  int64_t query(int row) const { return (first_row + row) % p.seqlen_q; }
+  int64_t q_head(int row) const {
+    return kv_head * (p.num_heads / p.kv_num_heads) + (first_row + row) / p.seqlen_q;
+  }
+  int64_t mask_offset(int row) const {
+    return batch * p.mask.stride_batch + q_head(row) * p.mask.stride_head + query(row) * p.mask.stride_query;
+  }
+
+  void run() const;
+
+ private:
+  void start() const;
+  void tile(int64_t index) const;
+  void tile_rows(int64_t index, int first, int count, bool mask_loaded) const;
+  void finish() const;
+  void mark_non_finite(int row, float* output, float* lse) const;
+};
+
+// Quantizes the queries and clears the running state.
+void BlockTask::start() const {
+  call.pack_queries(p, t, head, {batch, kv_head, first_row, rows, nullptr}, block);
+  const int64_t offset = causal_offset(p, t.nonpad_kv_seqlen, batch);
+  int64_t num_keys = valid_keys(p, t.nonpad_kv_seqlen, batch);
+  if (p.mask.present) num_keys = std::min(num_keys, p.mask.seqlen_kv);
+  for (int r = 0; r < round_up(rows, kRows); ++r) {
+    const KeyRange keys = r < rows ? attended_keys(p, query(r), offset, num_keys) : KeyRange{};
+    block.key_begin[r] = static_cast<int32_t>(keys.begin);
+    block.key_end[r] = static_cast<int32_t>(keys.end);
+    block.row_max[r] = -INFINITY;
+    block.row_sum[r] = 0.f;
+  }
+  std::fill_n(block.output, round_up(rows, kRows) * layout.padded_channels(), 0.f);
+}
+
+void BlockTask::run() const {
+  start();
+  int32_t begin = std::numeric_limits<int32_t>::max(), end = 0;
+  for (int r = 0; r < rows; ++r) {
+    if (block.key_begin[r] >= block.key_end[r]) continue;
+    begin = std::min(begin, block.key_begin[r]);
+    end = std::max(end, block.key_end[r]);
+  }
+  if (begin < end)
+    for (int64_t i = begin / layout.tile_n; i * layout.tile_n < end; ++i) tile(i);
+  finish();
+}
+
+void BlockTask::tile(int64_t index) const {
+  const int64_t first_key = index * layout.tile_n;
+  bool mask_loaded = false;
+  if (p.mask.present && one_mask_row) {
+    if (!call.load_mask(p.mask, t.mask, mask_offset(0), first_key, layout.tile_n, block.bias)) return;
+    mask_loaded = true;
+  }
+  for (int r = 0; r < rows; r += kRows) tile_rows(index, r, std::min(kRows, rows - r), mask_loaded);
+}
+
+// Rows [first, first + count) against one tile.
+void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded) const {
+  const int64_t first_key = index * layout.tile_n;
+  const int64_t keys = std::min(layout.tile_n, valid_keys(p, t.nonpad_kv_seqlen, batch) - first_key);
+  int32_t begin[kRows], end[kRows];
+  int64_t any_begin = keys, any_end = 0;
+  bool whole = true;
+  for (int r = 0; r < count; ++r) {
+    begin[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_begin[first + r] - first_key, 0, keys));
+    end[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_end[first + r] - first_key, begin[r], keys));
+    if (begin[r] < end[r]) {
+      any_begin = std::min<int64_t>(any_begin, begin[r]);
+      any_end = std::max<int64_t>(any_end, end[r]);
+    }
+    whole &= begin[r] == 0 && end[r] == keys;
+  }
+  if (any_begin >= any_end) return;
+
+  const int chunk_begin = static_cast<int>(any_begin / kChunk);
+  const int chunk_end = static_cast<int>((any_end + kChunk - 1) / kChunk);
+  whole &= keys % kChunk == 0;
+  if (p.mask.present && !mask_loaded) {
+    bool any = false;
+    for (int r = 0; r < count; ++r)
+      any |= call.load_mask(p.mask, t.mask, mask_offset(first + r), first_key, layout.tile_n,
+                            block.bias + r * layout.tile_stride);
+    if (!any) return;
+  }
+
+  const int64_t tile_key = index * layout.tile_stride;
+  const int64_t width = layout.padded_channels();
+  const int padded_rows = static_cast<int>(round_up(count, 4));
+  const int8_t* q_codes = block.q_codes + first * p.head_dim;
+  call.score_product({q_codes, block.q_sum + first, head.k_codes + tile_key * p.head_dim,
+                      reinterpret_cast<int32_t*>(block.scores), layout.tile_stride, static_cast<int>(p.head_dim),
+                      padded_rows, chunk_begin, chunk_end});
+  call.softmax({.scores = block.scores,
+                .p = block.p,
+                .stride = layout.tile_stride,
+                .rows = count,
+                .chunk_begin = chunk_begin,
+                .chunk_end = chunk_end,
+                .k_scale = head.k_scale + tile_key,
+                .factor = block.row_factor + first,
+                .key_begin = whole ? nullptr : begin,
+                .key_end = whole ? nullptr : end,
+                .bias = p.mask.present ? block.bias : nullptr,
+                .bias_stride = mask_loaded ? 0 : layout.tile_stride,
+                .softcap = p.softcap * kLog2E,
+                .offset = block.row_offset + first,
+                .row_max = block.row_max + first,
+                .row_sum = block.row_sum + first,
+                .alpha = block.alpha,
+                .beta = block.beta});
+  float* output = block.output + first * width;
+  const int groups = static_cast<int>(layout.channel_groups);
+  if (call.form == PForm::kHalf) {
+    call.float_output_product({block.scores, layout.tile_stride, head.v_float + tile_key * width, block.alpha, output,
+                               groups, padded_rows, chunk_begin, chunk_end});
+  } else {
+    call.output_product({block.p, layout.tile_stride, head.v_codes + tile_key * width, block.alpha, block.beta, output,
+                         groups, padded_rows, chunk_begin, chunk_end});
+  }
+}
+
+// Y = O / l * v_scale and the lse.
+void BlockTask::finish() const {
+  const int64_t width = layout.padded_channels();
+  // O and l of a form are in units of its codes; only kPaper's l is not
+  const float sum_unit = call.form == PForm::kPaper ? kMaxCode : 1.f;
+  const float code_unit = call.form == PForm::kTile ? std::log(kMaxPCode) : 0.f;
+  for (int r = 0; r < rows; ++r) {
+    float* output = block.output + r * width;
+    const float sum = block.row_sum[r];
+    const bool empty = block.row_max[r] == -INFINITY;
+    for (int64_t c = 0; c < width; ++c) output[c] = empty ? 0.f : output[c] / (sum * sum_unit) * head.v_scale[c];
+    float lse = -INFINITY;
+    if (!empty) {
+      const float shift = p.softcap == 0.f ? block.row_offset[r] : 0.f;  // under a softcap it went back before the cap
+      lse = (block.row_max[r] + shift) * kLn2 + (std::log(sum) - code_unit);
+    }
+    if (*head.any_bad != 0 || block.bad_row[r]) mark_non_finite(r, output, &lse);
+    const int64_t h = q_head(r), i = query(r);
+    call.store_output(output, p.head_dim_v, p.output_dtype, t.y,
+                      batch * p.y_strides.batch + h * p.y_strides.head + i * p.y_strides.token);
+    if (t.lse != nullptr) t.lse[(batch * p.num_heads + h) * p.seqlen_q + i] = lse;
+  }
+}
+
+float element(const void* data, DataType dtype, int64_t index) {
+  switch (dtype) {
+    case DataType::kFloat16:
+      return hwy::F32FromF16(static_cast<const hwy::float16_t*>(data)[index]);
+    case DataType::kBFloat16:
+      return hwy::F32FromBF16(static_cast<const hwy::bfloat16_t*>(data)[index]);
+    case DataType::kFloat32:
+      return static_cast<const float*>(data)[index];
+    default:
+      return 0.f;  // int8 is finite
+  }
+}
+
+// Non-finite inputs were quantized as zeros; here they come back in exactly the outputs that they belong to.
+void BlockTask::mark_non_finite(int row, float* output, float* lse) const {
+  bool row_is_nan = block.bad_row[row] != 0 && block.row_max[row] != -INFINITY;
+  for (int64_t j = block.key_begin[row]; j < block.key_end[row] && !row_is_nan; ++j) {
+    const uint8_t bad = head.bad[j / layout.tile_n * layout.tile_stride + j % layout.tile_n];
+    if (bad == 0) continue;
+    if (p.mask.present) {
+      alignas(kAlignment) float value[kChunk];
+      if (!call.load_mask(p.mask, t.mask, mask_offset(row), j, 1, value)) continue;
+    }
+    row_is_nan |= (bad & kBadK) != 0;
+    if ((bad & kBadV) == 0) continue;
+    const bool in_past = j < p.seqlen_past;
+    const void* v = in_past ? t.past_value : t.v;
+    const int64_t start =
+        in_past ? ((batch * p.kv_num_heads + kv_head) * p.seqlen_past + j) * p.head_dim_v
+                : batch * p.v_strides.batch + kv_head * p.v_strides.head + (j - p.seqlen_past) * p.v_strides.token;
+    for (int64_t c = 0; c < p.head_dim_v; ++c)
+      if (!std::isfinite(element(v, p.dtype, start + c))) output[c] = kNaN;
+  }
+  if (!row_is_nan) return;
+  std::fill_n(output, p.head_dim_v, kNaN);
+  *lse = kNaN;
+}
+
+void pack_worker(void* context, size_t) {
+  Call& call = *static_cast<Call*>(context);
+  const AttentionProblem& p = call.problem;
+  for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;)
+    call.pack_head(p, call.tensors, call.layout, i / p.kv_num_heads, i % p.kv_num_heads,
+                   call.layout.head(call.tensors.workspace, i));
+}
+
+void block_worker(void* context, size_t worker) {
+  Call& call = *static_cast<Call*>(context);
+  const AttentionProblem& p = call.problem;
+  const Layout& layout = call.layout;
+  const Block block = layout.block(call.tensors.workspace, static_cast<int>(worker));
+  const int64_t group = p.num_heads / p.kv_num_heads;
+  for (int64_t i; (i = call.next_block.fetch_add(1)) < layout.num_kv_heads * layout.blocks_per_head;) {
+    const int64_t head = i / layout.blocks_per_head;
+    // last rows first: under a causal mask they are the longest
+    const int64_t first_row = (layout.blocks_per_head - 1 - i % layout.blocks_per_head) * kBlockRows;
+    const int rows = static_cast<int>(std::min<int64_t>(kBlockRows, group * p.seqlen_q - first_row));
+    const bool one_head = first_row / p.seqlen_q == (first_row + rows - 1) / p.seqlen_q;
+    const bool one_mask_row = p.mask.stride_query == 0 && (p.mask.stride_head == 0 || one_head);
+    BlockTask{call, p, call.tensors, layout, layout.head(call.tensors.workspace, head), block, head / p.kv_num_heads,
+              head % p.kv_num_heads, first_row, rows, one_mask_row}
+        .run();
+  }
+}
+
+void run_workers(const Execution& execution, int workers, void (*fn)(void*, size_t), void* context) {
+  if (execution.parallel_for != nullptr && workers > 1) {
+    execution.parallel_for(execution.pool, fn, workers, context);
+  } else {
+    for (int worker = 0; worker < workers; ++worker) fn(context, worker);
+  }
+}
+
+Status validate(const AttentionProblem& p) {
+  if (p.tile_n <= kMaxTileN) return {};
+  std::ostringstream message;
+  message << "tile_n=" << p.tile_n << " is unsupported on the CPU (supported: multiples of 16 up to " << kMaxTileN << ")";
+  return {StatusCode::kUnsupported, message.str()};
+}
+
+Status workspace_bytes(const AttentionProblem& problem, const Execution& execution, size_t* bytes) {
+  *bytes = Layout(problem, execution.num_threads).bytes();
+  return {};
+}
+
+Status run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
+  const Layout layout(problem, execution.num_threads);
+  if (reinterpret_cast<uintptr_t>(tensors.workspace) % kAlignment != 0)
+    return {StatusCode::kInvalidArgument, "the CPU workspace is not aligned to 64 bytes; allocate it with aligned_alloc"};
+  Call call{problem, tensors, layout, p_form(problem)};
+  if (log_enabled()) {
+    std::ostringstream line;
+    line << describe(problem) << ": cpu " << instruction_set() << " tile_n=" << layout.tile_n
+         << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
+    log_line(line.str());
+  }
+  run_workers(execution, layout.num_workers, pack_worker, &call);
+  if (problem.seqlen_q > 0) run_workers(execution, layout.num_workers, block_worker, &call);
+  return {};
+}
+
+}  // namespace
+}  // namespace intfa::cpu
+
+namespace intfa {
+
+const Backend& cpu_backend() {
+  static constexpr Backend backend{cpu::validate, cpu::workspace_bytes, cpu::run};
+  return backend;
+}
+
+}  // namespace intfa

@@ -1,0 +1,167 @@
+// The two INT8 products with Highway: u8 x s8 dot products of four, accumulated in int32 (vpdpbusd where there is one).
+// Each inner block keeps kR rows x kV vectors of accumulators in registers.
+#include "cpu/int8_product.h"
+
+#include <cstring>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/int8_product.cpp"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace intfa::cpu::HWY_NAMESPACE {
+
+using DB = hn::Repartition<int8_t, DI>;
+using DUB = hn::Repartition<uint8_t, DI>;
+
+// 32 vector registers hold 4 x 4 accumulators, their operands and a broadcast; 16 registers hold 4 x 2.
+constexpr int kBlockVectors = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64 ? 4 : 2;
+
+HWY_INLINE VI broadcast4(const void* four_bytes) {
+  int32_t word;
+  memcpy(&word, four_bytes, sizeof word);
+  return hn::Set(DI(), word);
+}
+
+// Scores of kR rows and kV vectors of keys.
+template <int kR, int kV>
+HWY_INLINE void score_block(const ScoreProduct& a, int row, int64_t key) {
+  const DI di;
+  const DUB dub;
+  const DB db;
+  // vector v starts at key + v * kLanes: group (key + v * kLanes) / 16, lane (v * kLanes) % 16
+  const uint8_t* k[kV];
+  for (int v = 0; v < kV; ++v) {
+    const int64_t first = key + v * kLanes;
+    k[v] = a.k_codes + first / kGroup * (kGroup * a.head_dim) + first % kGroup * 4;
+  }
+  const int8_t* q = a.q_codes + static_cast<int64_t>(row) * a.head_dim;
+  VI sum[kR][kV];
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kV; ++v) sum[r][v] = hn::Set(di, -128 * a.q_sum[row + r]);  // takes K's +128 off again
+  for (int c = 0; c < a.head_dim; c += 4) {
+    hn::Vec<DUB> kv[kV];
+    for (int v = 0; v < kV; ++v) kv[v] = hn::Load(dub, k[v] + c * kGroup);
+    for (int r = 0; r < kR; ++r) {
+      const auto qv = hn::BitCast(db, broadcast4(q + r * a.head_dim + c));
+      for (int v = 0; v < kV; ++v) sum[r][v] = hn::SumOfMulQuadAccumulate(di, kv[v], qv, sum[r][v]);
+    }
+  }
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], di, a.scores + (row + r) * a.stride + key + v * kLanes);
+}
+
+void scores(const ScoreProduct& a) {
+  constexpr int kKeys = kBlockVectors * kLanes;
+  for (int64_t key = a.chunk_begin * kChunk; key < a.chunk_end * kChunk; key += kKeys)
+    for (int row = 0; row < a.rows; row += 4) score_block<4, kBlockVectors>(a, row, key);
+}
+
+// Output of kR rows and kV vectors of channels, from `channel` on.
+template <int kR, int kV>
+HWY_INLINE void output_block(const OutputProduct& a, int row, int channel) {
+  const DI di;
+  const DF d;
+  const DUB dub;
+  const DB db;
+  VI sum[kR][kV];
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kV; ++v) sum[r][v] = hn::Zero(di);
+  const int64_t chunk_bytes = static_cast<int64_t>(a.channel_groups) * kGroup * kChunk;
+  for (int chunk = a.chunk_begin; chunk < a.chunk_end; ++chunk) {
+    const int8_t* v_group[kV];
+    for (int v = 0; v < kV; ++v) {
+      const int first = channel + v * kLanes;
+      v_group[v] = a.v_codes + chunk * chunk_bytes + first / kGroup * (kGroup * kChunk) + first % kGroup * 4;
+    }
+    const uint8_t* p = a.p + row * a.stride + chunk * kChunk;
+    for (int quad = 0; quad < kChunk / 4; ++quad) {
+      hn::Vec<DB> vv[kV];
+      for (int v = 0; v < kV; ++v) vv[v] = hn::Load(db, v_group[v] + quad * kGroup * 4);
+      for (int r = 0; r < kR; ++r) {
+        const auto pv = hn::BitCast(dub, broadcast4(p + r * a.stride + quad * 4));
+        for (int v = 0; v < kV; ++v) sum[r][v] = hn::SumOfMulQuadAccumulate(di, pv, vv[v], sum[r][v]);
+      }
+    }
+  }
+  const int64_t width = a.channel_groups * kGroup;
+  for (int r = 0; r < kR; ++r) {
+    const VF alpha = hn::Set(d, a.alpha[row + r]), beta = hn::Set(d, a.beta[row + r]);
+    for (int v = 0; v < kV; ++v) {
+      float* out = a.output + (row + r) * width + channel + v * kLanes;
+      const VF product = hn::ConvertTo(d, sum[r][v]);
+      hn::Store(hn::MulAdd(product, beta, hn::Mul(hn::Load(d, out), alpha)), d, out);
+    }
+  }
+}
+
+template <int kV>
+HWY_INLINE void output_columns(const OutputProduct& a, int channel) {
+  // few channels: more rows instead, to keep as many independent sums
+  constexpr int kR = kBlockVectors == 4 && kV <= 2 ? 8 : 4;
+  int row = 0;
+  for (; row + kR <= a.rows; row += kR) output_block<kR, kV>(a, row, channel);
+  for (; row < a.rows; row += 4) output_block<4, kV>(a, row, channel);
+}
+
+void output(const OutputProduct& a) {
+  const int channels = a.channel_groups * kGroup;
+  int channel = 0;
+  for (; channel + kBlockVectors * kLanes <= channels; channel += kBlockVectors * kLanes)
+    output_columns<kBlockVectors>(a, channel);
+  for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) output_columns<2>(a, channel);
+  for (; channel < channels; channel += kLanes) output_columns<1>(a, channel);
+}
+
+template <int kV>
+HWY_INLINE void float_output_block(const FloatOutputProduct& a, int row, int channel) {
+  constexpr int kR = 4;
+  const DF d;
+  const int64_t width = a.channel_groups * kGroup;
+  VF sum[kR][kV];
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kV; ++v)
+      sum[r][v] = hn::Mul(hn::Load(d, a.output + (row + r) * width + channel + v * kLanes), hn::Set(d, a.alpha[row + r]));
+  for (int64_t key = a.chunk_begin * kChunk; key < a.chunk_end * kChunk; ++key) {
+    VF vv[kV];
+    for (int v = 0; v < kV; ++v) vv[v] = hn::Load(d, a.v_float + key * width + channel + v * kLanes);
+    for (int r = 0; r < kR; ++r) {
+      const VF pv = hn::Set(d, a.p[(row + r) * a.stride + key]);
+      for (int v = 0; v < kV; ++v) sum[r][v] = hn::MulAdd(pv, vv[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], d, a.output + (row + r) * width + channel + v * kLanes);
+}
+
+void float_output(const FloatOutputProduct& a) {
+  const int channels = a.channel_groups * kGroup;
+  int channel = 0;
+  for (; channel + kBlockVectors * kLanes <= channels; channel += kBlockVectors * kLanes)
+    for (int row = 0; row < a.rows; row += 4) float_output_block<kBlockVectors>(a, row, channel);
+  for (; channel < channels; channel += kLanes)
+    for (int row = 0; row < a.rows; row += 4) float_output_block<1>(a, row, channel);
+}
+
+const char* target_name() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace intfa::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace intfa::cpu {
+
+HWY_EXPORT(scores);
+HWY_EXPORT(output);
+HWY_EXPORT(float_output);
+HWY_EXPORT(target_name);
+
+ScoreProductFn score_product() { return HWY_DYNAMIC_POINTER(scores); }
+OutputProductFn output_product() { return HWY_DYNAMIC_POINTER(output); }
+FloatOutputProductFn float_output_product() { return HWY_DYNAMIC_POINTER(float_output); }
+const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
+
+}  // namespace intfa::cpu
+#endif

@@ -1,0 +1,34 @@
+// Quantizing and packing: what turns float tensors into the integer codes and scales of layout.h.
+#pragma once
+
+#include "cpu/layout.h"
+
+namespace intfa::cpu {
+
+// Fills the packed form of KV head `kv_head` of batch entry `batch`, and its part of the present caches.
+using PackHeadFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const Layout& layout,
+                            int64_t batch, int64_t kv_head, const PackedHead& head);
+PackHeadFn pack_head();
+
+// Quantizes query rows [first_row, first_row + rows) of a KV head's group into a block; sets q_codes, q_sum, row_factor,
+// row_offset and bad_row, and zeroes the codes of the remaining rows up to a multiple of kRows.
+struct QueryRows {
+  int64_t batch, kv_head, first_row;
+  int rows;
+  float* q_scale;  // [kBlockRows] out, or null
+};
+using PackQueriesFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const PackedHead& head,
+                               const QueryRows& rows, const Block& block);
+PackQueriesFn pack_queries();
+
+// Converts a row of n float32 values, n a multiple of 8, to `dtype` at element `offset` of `out`.
+using StoreOutputFn = void (*)(const float* row, int64_t n, DataType dtype, void* out, int64_t offset);
+StoreOutputFn store_output();
+
+// One row of the mask for keys [first_key, first_key + keys): log2 bias, padded with -inf to a multiple of kChunk.
+// offset: element of key 0. Returns whether any key is attended.
+using LoadMaskFn = bool (*)(const MaskProblem& mask, const void* data, int64_t offset, int64_t first_key, int64_t keys,
+                            float* out);
+LoadMaskFn load_mask();
+
+}  // namespace intfa::cpu

@@ -1,0 +1,65 @@
+/* The core as a C interface, for ctypes, tests and benchmarks. Same meaning as intfa/attention.h; enumerations are its values.
+ * Functions return an intfa::StatusCode; a message is written to `message`, cut to `message_size` bytes, zero-terminated. */
+#ifndef INTFA_C_API_H_
+#define INTFA_C_API_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct intfa_problem {
+  int64_t batch, num_heads, kv_num_heads;
+  int64_t seqlen_q, seqlen_new, seqlen_past;
+  int64_t head_dim, head_dim_v;
+  int64_t dtype, output_dtype;
+  int64_t q_strides[3], k_strides[3], v_strides[3], y_strides[3]; /* batch, head, token */
+  int64_t causal, causal_alignment, window_left, window_right;
+  int64_t mask_present, mask_dtype, mask_strides[4], mask_seqlen_kv; /* batch, head, query, key */
+  int64_t has_nonpad_kv_seqlen;
+  int64_t precision, scheme, k_granularity, smooth_k, tile_n;
+  int64_t q_scale, k_scale, v_scale; /* granularities */
+  double softmax_scale, softcap;
+} intfa_problem;
+
+typedef struct intfa_tensors {
+  const void *q, *k, *v, *past_key, *past_value, *mask;
+  const int64_t* nonpad_kv_seqlen;
+  const float *q_scale, *k_scale, *v_scale;
+  void *y, *present_key, *present_value;
+  float* lse;
+} intfa_tensors;
+
+/* What the CPU backend makes of one KV head and its query heads, in natural order. Null members are left out. */
+typedef struct intfa_codes {
+  int8_t* q;      /* [group * Sq, D] */
+  float* q_scale; /* [group * Sq] */
+  int8_t* k;      /* [valid keys, D] */
+  float* k_scale; /* [valid keys] */
+  float* k_mean;  /* [D] */
+  int8_t* v;      /* [valid keys, Dv] */
+  float* v_scale; /* [Dv] */
+} intfa_codes;
+
+const char* intfa_version(void);
+
+/* device: an intfa::Device. */
+int intfa_validate(const intfa_problem* problem, int device, char* message, size_t message_size);
+
+/* Runs on the CPU with up to num_threads threads of its own; allocates the workspace. */
+int intfa_run_cpu(const intfa_problem* problem, const intfa_tensors* tensors, int num_threads, char* message,
+                  size_t message_size);
+
+/* Quantizes as intfa_run_cpu does, for tests. precision must be int8. */
+int intfa_quantize_cpu(const intfa_problem* problem, const intfa_tensors* tensors, int64_t batch, int64_t kv_head,
+                       const intfa_codes* codes, char* message, size_t message_size);
+
+/* out[i] = 2^x[i] for x[i] <= 0, as the CPU backend computes it. */
+void intfa_exp2_cpu(const float* x, float* out, int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
