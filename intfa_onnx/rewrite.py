@@ -150,7 +150,8 @@ def _with_bodies(path: str, container: ir.Graph | ir.Function) -> Iterator[tuple
             graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []
             graphs += list(attribute.value) if attribute.type == ir.AttributeType.GRAPHS else []
             for graph in graphs:
-                yield from _with_bodies(f"{path}/{node.name or node.op_type}.{attribute.name}", graph)
+                name = (node.name or node.op_type).lstrip("/")
+                yield from _with_bodies(f"{path}/{name}.{attribute.name}", graph)
 
 
 def _sort_if_needed(model: ir.Model) -> None:

@@ -7,7 +7,7 @@ is read off the operators (a Transpose has as many axes as its permutation).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -40,21 +40,43 @@ class View:
 
     def _infer(self, model: ir.Model) -> None:
         clone = model.clone()
-        logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-        disabled, logger.disabled = (
-            logger.disabled,
-            True,
-        )  # inference is best effort; its failure is not the user's concern
-        try:
-            ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(clone)
-        finally:
-            logger.disabled = disabled
+        _infer_quietly(clone)
         for graph, inferred in zip(model.graphs(), clone.graphs(), strict=True):
-            for value, twin in zip(_values(graph), _values(inferred), strict=True):
-                if twin.shape is not None:
-                    self._shapes[value] = _dims(twin.shape)
-                if twin.dtype is not None:
-                    self._dtypes[value] = twin.dtype
+            self._learn(graph, inferred)
+        self._infer_functions(model)
+
+    def _learn(self, graph: ir.Graph | ir.Function, inferred: ir.Graph | ir.Function) -> None:
+        """Take over what was inferred about a clone of ``graph``."""
+        for value, twin in zip(_values(graph), _values(inferred), strict=True):
+            if twin.shape is not None:
+                self._shapes[value] = _dims(twin.shape)
+            if twin.dtype is not None:
+                self._dtypes[value] = twin.dtype
+
+    def _infer_functions(self, model: ir.Model) -> None:
+        """Infer each function's body from what all its calls agree on, callers first."""
+        pending = dict(model.functions)
+        calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {identifier: [] for identifier in pending}
+        called_by = {None: _calls(model.graph, pending), **{i: _calls(f, pending) for i, f in pending.items()}}
+        for nodes in called_by.values():
+            for node in nodes:
+                calls[node.op_identifier()].append(node)
+        while pending:
+            waiting = {n.op_identifier() for i in pending for n in called_by[i]}
+            ready = [i for i in pending if i not in waiting]
+            if not ready:
+                return  # recursion, which ONNX forbids
+            for identifier in ready:
+                function = pending.pop(identifier)
+                clone = function.clone()
+                for index, parameter in enumerate(clone.inputs):
+                    arguments = [n.inputs[index] if index < len(n.inputs) else None for n in calls[identifier]]
+                    parameter.shape = _common_shape([self.shape(a) for a in arguments])
+                    dtypes = {self.dtype(a) for a in arguments}
+                    parameter.dtype = dtypes.pop() if len(dtypes) == 1 else None
+                others = [f.clone() for f in model.functions.values()]
+                _infer_quietly(ir.Model(clone.graph, ir_version=model.ir_version or 8, functions=others))
+                self._learn(function, clone)
 
     def opset(self, node: ir.Node) -> int:
         """Return the version of the standard operators in the node's graph or function."""
@@ -210,7 +232,29 @@ def int_attribute(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None or attribute.is_ref() else attribute.as_int()
 
 
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+def _infer_quietly(model: ir.Model) -> None:
+    """Infer shapes in place as far as it goes; a failure is not the user's concern."""
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    finally:
+        logger.disabled = disabled
+
+
+def _calls(container: ir.Graph | ir.Function, functions: Container[ir.OperatorIdentifier]) -> list[ir.Node]:
+    return [n for n in container.all_nodes() if n.op_identifier() in functions]
+
+
+def _common_shape(shapes: list[tuple[Dim, ...] | None]) -> ir.Shape | None:
+    """Return the dimensions that all shapes have in common; None where the ranks differ."""
+    known = [s for s in shapes if s is not None]
+    if len(known) != len(shapes) or len({len(s) for s in known}) != 1:
+        return None
+    return ir.Shape([sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*known, strict=True)])
+
+
+def _values(graph: ir.Graph | ir.Function) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:
         yield from node.outputs
