@@ -1,7 +1,7 @@
 // Tile shape and shared memory of the attention kernels, by head size: what the kernel and its launcher must agree on.
 //
 // Shared memory: kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32},
-// then Q's codes [kTileM, Dp] s8 where they do not live in registers, then per row unit and shift (f32 each),
+// then Q's codes [kTileM, Dp] s8 where they do not live in registers, then the rows' table (work.cuh),
 // then per warp four copies of kBias.
 #pragma once
 
@@ -28,7 +28,7 @@ struct AttentionShape {
   // Q in registers is staged where the last stage's tile comes later.
   static constexpr int kQOffset = (kQInRegisters ? kNumStages - 1 : kNumStages) * kStageBytes;
   static constexpr int kRowsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
-  static constexpr int kBiasOffset = kRowsOffset + 2 * 4 * kTileM;
+  static constexpr int kBiasOffset = kRowsOffset + 16 * kTileM;
   static constexpr int kSmemBytes = kBiasOffset + 16 * kNumWarps;
   static_assert(!kQInRegisters || kQBytes <= kStageBytes);
 };

@@ -31,6 +31,7 @@
 #include "cuda/query.cuh"
 #include "cuda/scoring.cuh"
 #include "cuda/smem_tile.cuh"
+#include "cuda/work.cuh"
 
 namespace intfa::cuda {
 
@@ -43,26 +44,21 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   using KTile = SmemTile<kDim>;
   using VTile = SmemTile<kTileN * Source::kElementV>;
 
-  // Whose rows: the last row tiles come first, because under causal they are the longest.
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, t = lane & 3;
-  const int head = blockIdx.y, batch = blockIdx.z;
-  const int kv_head = batch * params.kv_num_heads + head / params.heads_per_kv;
-  const int cta_row = (gridDim.x - 1 - blockIdx.x) * kTileM;
-  const int warp_row = cta_row + warp * Shape::kWarpRows;
+  const Work work = Work::of<Shape>(params);
+  const int lane = work.lane, warp = threadIdx.x >> 5, t = lane & 3;
   const uint32_t smem = ptx::smem_u32(ptx::dynamic_smem());
-  const uint32_t row_values = smem + Shape::kRowsOffset;  // unit [kTileM], then shift [kTileM]
-  const Limits limits(params, batch);
+  const Limits limits(params, work.batch);
 
   // Tiles [first, last) have keys for some row, [plain, plain_end) for all rows and only such.
-  const int last_row = min(cta_row + kTileM, params.seqlen_q) - 1;
-  const int first_tile = limits.begin(cta_row) / kTileN;
+  const int last_row = min(work.cta_row + kTileM, params.seqlen_q) - 1;
+  const int first_tile = limits.begin(work.cta_row) / kTileN;
   const int last_tile = max(first_tile, (limits.end(last_row) + kTileN - 1) / kTileN);
   const int plain_begin = (limits.begin(last_row) + kTileN - 1) / kTileN;
-  const int plain_end = limits.end(cta_row) / kTileN;
+  const int plain_end = limits.end(work.cta_row) / kTileN;
 
   // K and V tiles on their way: `source` and `destination` are those of the next fetch.
   const char* source = params.packed.tiles + 16 * threadIdx.x +
-                       (static_cast<int64_t>(kv_head) * params.num_tiles + first_tile) * Source::kBytes;
+                       (static_cast<int64_t>(work.kv_head) * params.num_tiles + first_tile) * Source::kBytes;
   uint32_t destination = smem;
   auto next_stage = [&](uint32_t stage) {
     return stage + Shape::kStageBytes == smem + kNumStages * Shape::kStageBytes ? smem : stage + Shape::kStageBytes;
@@ -84,9 +80,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
   const uint32_t q_tile = smem + Shape::kQOffset + warp * Shape::kWarpRows * KTile::kPitch;
-  const uint32_t warp_values = row_values + 4 * warp * Shape::kWarpRows;
-  quantize_queries<kDim, Shape::kWarpRows>(params, batch, head, kv_head, warp_row, q_tile, warp_values,
-                                           warp_values + 4 * kTileM);
+  const RowTable<kTileM> table{smem + Shape::kRowsOffset + 4 * warp * Shape::kWarpRows};
+  quantize_queries<kDim, Shape::kWarpRows>(params, work, limits, q_tile, table);
   // What every accumulator starts from, through shared memory: of four values that the compiler cannot know to be
   // constant it keeps one quad of registers, where known ones would cost four moves per accumulator.
   const uint32_t bias = smem + Shape::kBiasOffset + 16 * warp;
@@ -118,7 +113,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      rows.unit[m][h] = ptx::ld_shared(warp_values + 4 * (16 * m + 8 * h + lane / 4));
+      rows.unit[m][h] = ptx::ld_shared(table.unit(16 * m + 8 * h + lane / 4));
       rows.reference[m][h] = kFloor;
       rows.bias_sum[m][h] = rows.sum[m][h] = 0.f;
     }
@@ -140,27 +135,21 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     int32_t s[kStrips][kTileN / 8][4];
     multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);
 
-    LaneLimits<kStrips> lane_limits;
-    if constexpr (kMasked) {
-#pragma unroll
-      for (int m = 0; m < kStrips; ++m) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int row = warp_row + 16 * m + 8 * h + lane / 4;
-          lane_limits.begin[m][h] = limits.begin(row) - lane_key;
-          lane_limits.end[m][h] = limits.end(row) - lane_key;
-        }
-      }
-    }
     float tile_max[kStrips][2];
     scale_scores(s, k_scales);
-    mask_scores<kMasked>(s, tile_max, lane_limits, [&](float (&y)[4], int m, int h, int group) {
+    auto row_limits = [&](int m, int h) -> LaneLimits {
+      if constexpr (!kMasked) return {};
+      const int row = 16 * m + 8 * h + lane / 4;
+      return {ptx::ld_shared_s32(table.begin(row)) - lane_key, ptx::ld_shared_s32(table.end(row)) - lane_key};
+    };
+    auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
-        const int row = 16 * m + 8 * h + lane / 4;
-        score4(y, params, batch, head, warp_row + row, lane_key + 16 * group, rows.unit[m][h],
-               warp_values + 4 * (kTileM + row));
+        return RowScoring(params, Work::of<Shape>(params), table, 16 * m + 8 * h + lane / 4, lane_key);
+      } else {
+        return NoScoring{};
       }
-    });
+    };
+    mask_scores<kMasked>(s, tile_max, row_limits, scoring);
 
     uint32_t p[kStrips][kTileN / P::kKeysPerFragment][4];
     float weight[kStrips][2];
@@ -204,8 +193,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   }
   ptx::cp_async_wait<0>();
 
-  store_rows<kDim, kArithmetic, kScored>(params, batch, head, kv_head, warp_row, warp_values + 4 * kTileM, o, rows);
-  poison_rows<kDim, kArithmetic, kScored>(params, batch, head, kv_head, warp_row);
+  store_rows<kDim, kArithmetic, kScored>(params, table, o, rows);
+  poison_rows<kDim, kArithmetic, kScored>(params);
 }
 
 }  // namespace intfa::cuda

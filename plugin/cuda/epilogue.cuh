@@ -6,6 +6,7 @@
 #include "cuda/quantize.cuh"
 #include "cuda/scoring.cuh"
 #include "cuda/traits.cuh"
+#include "cuda/work.cuh"
 
 namespace intfa::cuda {
 
@@ -34,38 +35,39 @@ INTFA_DEVICE void store2(const AttentionParams& params, int64_t index, int c, fl
   }
 }
 
-INTFA_DEVICE int64_t y_index(const AttentionParams& params, int batch, int head, int query) {
-  return batch * params.y_batch + head * params.y_head + query * params.y_token;
+INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, int query) {
+  return work.batch * params.y_batch + work.head * params.y_head + query * params.y_token;
 }
 
-INTFA_DEVICE float* lse_of(const AttentionParams& params, int batch, int head, int query) {
-  return params.lse + (static_cast<int64_t>(batch) * params.num_heads + head) * params.seqlen_q + query;
+INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int query) {
+  return params.lse + (static_cast<int64_t>(work.batch) * params.num_heads + work.head) * params.seqlen_q + query;
 }
 
-// Y = O / sum * v_scale, and lse of the true scores. shifts: shared address of the warp's rows' shift (query.cuh).
-// A row without keys gives 0 and -inf.
+// Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
 template <int kDim, Arithmetic kArithmetic, bool kScored, int kStrips>
-INTFA_DEVICE void store_rows(const AttentionParams& params, int batch, int head, int kv_head, int warp_row,
-                             uint32_t shifts, const float (&o)[kStrips][kDim / 8][4], const RowState<kStrips>& rows) {
+INTFA_DEVICE void store_rows(const AttentionParams& params,
+                             const RowTable<AttentionShape<kDim, kArithmetic>::kTileM>& table,
+                             const float (&o)[kStrips][kDim / 8][4], const RowState<kStrips>& rows) {
   using P = Probability<kArithmetic>;
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const float* v_scale = params.packed.v_scale + static_cast<int64_t>(kv_head) * kDim;  // [Dp]
+  const Work work = Work::of<AttentionShape<kDim, kArithmetic>>(params);
+  const int g = work.lane >> 2, t = work.lane & 3;
+  const float* v_scale = params.packed.v_scale + static_cast<int64_t>(work.kv_head) * kDim;  // [Dp]
 #pragma unroll
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = 16 * m + 8 * h + g, query = warp_row + row;
+      const int row = 16 * m + 8 * h + g, query = work.warp_row + row;
       float sum = rows.sum[m][h];
       if constexpr (P::kPartialSum) {
         sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 1));
         sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 2));
       }
-      const float shift = ptx::ld_shared(shifts + 4 * row);
+      const float shift = ptx::ld_shared(table.shift(row));
       const float poison = shift - shift;  // 0, or NaN
       const float inverse = (sum > 0.f ? ptx::div_rn(1.f, sum) : 0.f) + poison;
       const float unbias = P::kHalf ? 0.f : ptx::mul_rn(-kBias, rows.bias_sum[m][h]);
       if (query >= params.seqlen_q) continue;
-      const int64_t index = y_index(params, batch, head, query);
+      const int64_t index = y_index(params, work, query);
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
         const int c = 8 * i + 2 * t;
@@ -74,12 +76,12 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, int batch, int head,
                ptx::mul_rn(ptx::mul_rn(ptx::add_rn(o[m][i][2 * h + 1], unbias), inverse), scale.y));
       }
       if (params.lse != nullptr && t == 0) {
-        const float top = ptx::mul_rn(rows.reference[m][h], kScored ? 1.f : rows.unit[m][h]);
+        const float top = kScored ? rows.reference[m][h] : ptx::mul_rn(rows.reference[m][h], rows.unit[m][h]);
         const float log2_sum = ptx::add_rn(ptx::lg2(sum), -P::kLog2Max);
         const float lse = ptx::mul_rn(ptx::add_rn(top, log2_sum), kLn2);
         // With a softcap the shift is already in the scores.
         const float added = params.softcap > 0.f ? poison : shift;
-        *lse_of(params, batch, head, query) = sum > 0.f ? ptx::add_rn(lse, added) : -INFINITY + poison;
+        *lse_of(params, work, query) = sum > 0.f ? ptx::add_rn(lse, added) : -INFINITY + poison;
       }
     }
   }
@@ -88,21 +90,23 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, int batch, int head,
 // Overwrites what a non-finite K token or V element reaches: whole rows, or one channel of them. Each thread only
 // rewrites what it stored itself, so nothing needs to be ordered. Costs a few loads where the input is finite.
 template <int kDim, Arithmetic kArithmetic, bool kScored>
-INTFA_DEVICE void poison_rows(const AttentionParams& params, int batch, int head, int kv_head, int warp_row) {
+INTFA_DEVICE void poison_rows(const AttentionParams& params) {
   constexpr bool kHalf = Probability<kArithmetic>::kHalf;
-  constexpr int kRows = AttentionShape<kDim, kArithmetic>::kWarpRows;
+  using Shape = AttentionShape<kDim, kArithmetic>;
   using Source = PackedTile<kDim, kHalf>;
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const Work work = Work::of<Shape>(params);
+  const int g = work.lane >> 2, t = work.lane & 3;
   const int kv_heads = gridDim.z * params.kv_num_heads;
-  const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(kv_head) * params.num_tiles;
+  const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(work.kv_head) * params.num_tiles;
   const uint32_t* v_flags = k_flags + static_cast<int64_t>(kv_heads) * params.num_tiles;
   bool found = false;
-  for (int i = lane; i < params.num_tiles; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
+  for (int i = work.lane; i < params.num_tiles; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
   if (!ptx::warp_any(found)) return;
-  const Limits limits(params, batch);
+  const Limits limits(params, work.batch);
 
   auto tile_of = [&](int key) {
-    return params.packed.tiles + (static_cast<int64_t>(kv_head) * params.num_tiles + key / kTileN) * Source::kBytes;
+    return params.packed.tiles +
+           (static_cast<int64_t>(work.kv_head) * params.num_tiles + key / kTileN) * Source::kBytes;
   };
   auto non_finite_k = [&](int key) {
     const float scale = reinterpret_cast<const float*>(tile_of(key) + Source::kScale)[key % kTileN];
@@ -118,14 +122,14 @@ INTFA_DEVICE void poison_rows(const AttentionParams& params, int batch, int head
     const bool k_poison = k_flags[key / kTileN] != 0 && non_finite_k(key);
     if (!k_poison && v_flags[key / kTileN] == 0) continue;
 #pragma unroll 1
-    for (int row = g; row < kRows; row += 8) {
-      const int query = warp_row + row;
-      if (query >= params.seqlen_q || !attends<kScored>(params, limits, batch, head, query, key)) continue;
-      if (k_poison && params.lse != nullptr && t == 0) *lse_of(params, batch, head, query) = NAN;
+    for (int row = g; row < Shape::kWarpRows; row += 8) {
+      const int query = work.warp_row + row;
+      if (query >= params.seqlen_q || !attends<kScored>(params, limits, work, query, key)) continue;
+      if (k_poison && params.lse != nullptr && t == 0) *lse_of(params, work, query) = NAN;
 #pragma unroll 1
       for (int c = 2 * t; c < params.head_dim_v; c += 8) {
         const bool first = k_poison || non_finite_v(c, key), second = k_poison || non_finite_v(c + 1, key);
-        const int64_t index = y_index(params, batch, head, query) + c;
+        const int64_t index = y_index(params, work, query) + c;
         auto poison = [&](int64_t at) {
           if (params.y_dtype == DataType::kFloat32) {
             static_cast<float*>(params.y)[at] = NAN;

@@ -57,10 +57,9 @@ struct RowState {
   float sum[kStrips][2];        // of P, relative to 2^(reference * unit)
 };
 
-// The keys [begin, end) that a row attends, relative to the first key of the lane in the tile.
-template <int kStrips>
+// The keys [begin, end) of a tile that a row attends, relative to the lane's first key.
 struct LaneLimits {
-  int begin[kStrips][2], end[kStrips][2];
+  int begin, end;
 };
 
 // kBias + S  ->  y, as float bits in place. k_scales: shared address of the tile's k_scale, at this lane's first key.
@@ -85,25 +84,27 @@ INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], uint32_t k_
   }
 }
 
-// Masks y and finds the rows' maxima over the tile, quad-wide. transform(y, m, h, i): what else happens to the scores
-// of keys 16i + 4t + {0..3} of row half h of strip m; nothing in the plain kernel.
-template <bool kMasked, int kStrips, typename Transform>
-INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile_max)[kStrips][2],
-                              const LaneLimits<kStrips>& limits, Transform transform) {
+// Masks y by row_limits(m, h), where kMasked, and finds the rows' maxima over the tile, quad-wide. transform(y, m, h,
+// i): what else happens to the scores of keys 16i + 4t + {0..3} of row half h of strip m; nothing in the plain kernel.
+template <bool kMasked, int kStrips, typename RowLimits, typename Scoring>
+INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile_max)[kStrips][2], RowLimits row_limits,
+                              Scoring scoring) {
 #pragma unroll
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      const LaneLimits limits = row_limits(m, h);
+      const auto score = scoring(m, h);
       float max = kFloor;
 #pragma unroll
       for (int i = 0; i < kTileN / 16; ++i) {
         float y[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) y[k] = __int_as_float(s[m][2 * i + (k >> 1)][2 * h + (k & 1)]);
-        transform(y, m, h, i);
+        score(y, i);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          if (kMasked && (16 * i + k < limits.begin[m][h] || 16 * i + k >= limits.end[m][h])) y[k] = -INFINITY;
+          if (kMasked && (16 * i + k < limits.begin || 16 * i + k >= limits.end)) y[k] = -INFINITY;
           max = fmaxf(max, y[k]);
           s[m][2 * i + (k >> 1)][2 * h + (k & 1)] = __float_as_int(y[k]);
         }

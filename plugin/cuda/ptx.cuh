@@ -53,6 +53,20 @@ INTFA_DEVICE unsigned char* dynamic_smem() {
 }
 INTFA_DEVICE uint32_t smem_u32(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+// Special registers, volatile: read where they are needed rather than kept alive.
+#define INTFA_SPECIAL_REGISTER(NAME, REGISTER)               \
+  INTFA_DEVICE int NAME() {                                  \
+    int value;                                               \
+    asm volatile("mov.s32 %0, " REGISTER ";" : "=r"(value)); \
+    return value;                                            \
+  }
+INTFA_SPECIAL_REGISTER(thread_index, "%%tid.x")
+INTFA_SPECIAL_REGISTER(cta_x, "%%ctaid.x")
+INTFA_SPECIAL_REGISTER(cta_y, "%%ctaid.y")
+INTFA_SPECIAL_REGISTER(cta_z, "%%ctaid.z")
+INTFA_SPECIAL_REGISTER(num_ctas_x, "%%nctaid.x")
+#undef INTFA_SPECIAL_REGISTER
+
 INTFA_DEVICE void sync_block() { __syncthreads(); }
 INTFA_DEVICE void sync_warp() { __syncwarp(); }
 INTFA_DEVICE uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
@@ -88,6 +102,11 @@ INTFA_DEVICE void ld_shared(int32_t (&v)[4], uint32_t address) {
 INTFA_DEVICE float ld_shared(uint32_t address) {
   float v;
   asm volatile("ld.shared.f32 %0,[%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
+INTFA_DEVICE int32_t ld_shared_s32(uint32_t address) {
+  int32_t v;
+  asm volatile("ld.shared.s32 %0,[%1];" : "=r"(v) : "r"(address) : "memory");
   return v;
 }
 INTFA_DEVICE void st_shared(uint32_t address, float v) {
@@ -193,6 +212,12 @@ INTFA_DEVICE void st_global(void* p, T value) {
 INTFA_DEVICE unsigned char* dynamic_smem() { return simt::dyn_smem(); }
 INTFA_DEVICE uint32_t smem_u32(const void* p INTFA_LOC) { return simt::smem_u32(p, loc); }
 
+INTFA_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+INTFA_DEVICE int cta_x() { return static_cast<int>(blockIdx.x); }
+INTFA_DEVICE int cta_y() { return static_cast<int>(blockIdx.y); }
+INTFA_DEVICE int cta_z() { return static_cast<int>(blockIdx.z); }
+INTFA_DEVICE int num_ctas_x() { return static_cast<int>(gridDim.x); }
+
 INTFA_DEVICE void sync_block(INTFA_LOC_ONLY) { simt::syncthreads(loc); }
 INTFA_DEVICE void sync_warp(INTFA_LOC_ONLY) { simt::syncwarp(loc); }
 INTFA_DEVICE uint32_t shfl_xor(uint32_t v, int mask INTFA_LOC) { return simt::shfl_xor(v, mask, loc); }
@@ -207,6 +232,11 @@ INTFA_DEVICE void ld_shared(uint32_t (&v)[4], uint32_t address INTFA_LOC) { simt
 INTFA_DEVICE void ld_shared(int32_t (&v)[4], uint32_t address INTFA_LOC) { simt::lds(v, address, 16, loc); }
 INTFA_DEVICE float ld_shared(uint32_t address INTFA_LOC) {
   float v;
+  simt::lds(&v, address, 4, loc);
+  return v;
+}
+INTFA_DEVICE int32_t ld_shared_s32(uint32_t address INTFA_LOC) {
+  int32_t v;
   simt::lds(&v, address, 4, loc);
   return v;
 }

@@ -3,37 +3,34 @@
 
 #include "cuda/online_softmax.cuh"
 #include "cuda/quantize.cuh"
+#include "cuda/scoring.cuh"
 #include "cuda/smem_tile.cuh"
 #include "cuda/traits.cuh"
+#include "cuda/work.cuh"
 
 namespace intfa::cuda {
 
-// One warp quantizes its kRows queries, from `query`.
-//   tile    shared address of their codes, SmemTile<kDim>
-//   units   shared address of log2 units per unit of S * k_scale: q_scale * softmax_scale * log2(e), positive
-//   shifts  shared address of softmax_scale * q . mean(K), what smoothing took off the row's scores (nats); NaN where
-//   the query has
-//           a non-finite channel, by which the row's outputs become NaN
-// Queries beyond Sq get zero codes.
-template <int kDim, int kRows>
-INTFA_DEVICE void quantize_queries(const AttentionParams& params, int batch, int head, int kv_head, int query,
-                                   uint32_t tile, uint32_t units, uint32_t shifts) {
+// One warp quantizes its queries: their codes into `tile` (shared address, SmemTile<kDim>), their values into the rows'
+// table. Queries beyond Sq get zero codes.
+template <int kDim, int kWarpRows, int kTileM>
+INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& work, const Limits& limits, uint32_t tile,
+                                   const RowTable<kTileM>& rows) {
   using Layout = WarpRows<kDim>;
-  const int lane = threadIdx.x & 31;
+  const int lane = work.lane;
   const bool is_codes = params.q_dtype == DataType::kInt8;
   const bool shifted = params.packed.k_mean != nullptr && (params.lse != nullptr || params.softcap > 0.f);
-  const float* k_mean = params.packed.k_mean + (shifted ? static_cast<int64_t>(kv_head) * kDim : 0);  // [Dp]
-  const int64_t base = batch * params.q.batch + head * params.q.head;
+  const float* k_mean = params.packed.k_mean + (shifted ? static_cast<int64_t>(work.kv_head) * kDim : 0);  // [Dp]
+  const int64_t base = work.batch * params.q.batch + work.head * params.q.head;
 #pragma unroll 4
-  for (int pass = 0; pass < kRows / Layout::kRows; ++pass) {
+  for (int pass = 0; pass < kWarpRows / Layout::kRows; ++pass) {
     const int row = pass * Layout::kRows + Layout::slot(lane);
-    const int rows_left = params.seqlen_q - (query + row);
+    const int rows_left = params.seqlen_q - (work.warp_row + row);
     float x[Layout::kParts][4];
     uint32_t amax_bits = 0;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
       const int channel = Layout::channel(lane, part);
-      load4(x[part], params.q.data, base + static_cast<int64_t>(query + row) * params.q.token + channel, 1,
+      load4(x[part], params.q.data, base + static_cast<int64_t>(work.warp_row + row) * params.q.token + channel, 1,
             rows_left > 0 ? params.head_dim - channel : 0, params.q_dtype, params.q.vector4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) amax_bits = max_magnitude(amax_bits, x[part][i]);
@@ -44,7 +41,8 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, int batch, int
 
     const auto [automatic_scale, inverse] = quantizer(amax);
     float scale = automatic_scale;
-    if (params.q_scale != nullptr) scale = params.q_scale[params.q_scale_kind == ScaleGranularity::kPerHead ? head : 0];
+    if (params.q_scale != nullptr)
+      scale = params.q_scale[params.q_scale_kind == ScaleGranularity::kPerHead ? work.head : 0];
     float dot = 0.f;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
@@ -64,8 +62,10 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, int batch, int
     if (shifted) dot = Layout::sum(dot);
     if (lane % Layout::kLanes == 0) {
       const float softmax_scale = ptx::mul_rn(scale, params.softmax_scale);
-      ptx::st_shared(units + 4 * row, fmaxf(ptx::mul_rn(softmax_scale, kLog2E), FLT_MIN));
-      ptx::st_shared(shifts + 4 * row, finite ? ptx::mul_rn(softmax_scale, dot) : NAN);
+      ptx::st_shared(rows.unit(row), fmaxf(ptx::mul_rn(softmax_scale, kLog2E), FLT_MIN));
+      ptx::st_shared(rows.shift(row), finite ? ptx::mul_rn(softmax_scale, dot) : NAN);
+      ptx::st_shared(rows.begin(row), static_cast<uint32_t>(limits.begin(work.warp_row + row)));
+      ptx::st_shared(rows.end(row), static_cast<uint32_t>(limits.end(work.warp_row + row)));
     }
   }
 }
