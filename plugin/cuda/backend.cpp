@@ -6,11 +6,11 @@
 namespace intfa {
 namespace {
 
-Status workspace_bytes(const AttentionProblem& problem, const Execution&, size_t* bytes) {
+Status backend_workspace_bytes(const AttentionProblem& problem, const Execution&, size_t* bytes) {
   return cuda::workspace_bytes(problem, bytes);
 }
 
-Status run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
+Status backend_run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
   if (log_enabled()) log_line("CUDA: " + describe(problem) + ": " + cuda::describe(problem));
   return cuda::run(problem, tensors, execution.stream);
 }
@@ -18,7 +18,7 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
 }  // namespace
 
 const Backend& cuda_backend() {
-  static constexpr Backend kBackend = {cuda::supports, workspace_bytes, run};
+  static constexpr Backend kBackend = {cuda::supports, backend_workspace_bytes, backend_run};
   return kBackend;
 }
 
