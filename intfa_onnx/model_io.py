@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
 import tempfile
@@ -105,7 +106,7 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Write a model; external data files are hard-linked next to it, or copied where links do not work.
+    """Write a model; its external data files are copied next to it, unless they are there already.
 
     Raises:
         ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, or the model does not
@@ -163,7 +164,7 @@ def _undo_on_failure() -> Iterator[list[Path]]:
 
 def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -> None:
     if target.exists():
-        if os.path.samefile(source, target):
+        if os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False):
             return
         if not force:
             raise ModelError(
@@ -172,10 +173,8 @@ def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     undo.append(partial)
-    try:
-        os.link(source, partial)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, partial)
+    # A copy within the kernel, not a hard link: onnx refuses external data with more than one link, the original's too.
+    shutil.copyfile(source, partial)
     if not target.exists():
         undo.append(target)
     os.replace(partial, target)
