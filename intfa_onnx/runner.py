@@ -7,9 +7,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.reference
 from onnx import helper
+from onnx.reference.op_run import OpRun
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
@@ -32,6 +34,17 @@ class OrtRunner(OnnxrtRunner):
         super().__init__(lambda: open_session(model, providers=providers, threads=threads), name=name)
 
 
+class GatherElements(OpRun):
+    """Replaces onnx's own, which fails where the axis is longer than 64; every BERT that torch exports has one."""
+
+    op_domain = ""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        # Off the axis, the indices may cover less than the data.
+        covered = [slice(None) if a == axis % data.ndim else slice(n) for a, n in enumerate(indices.shape)]
+        return (np.take_along_axis(data[tuple(covered)], indices, axis),)
+
+
 class ReferenceRunner(BaseRunner):
     """``onnx.reference`` with our numpy operator: slow, but needs neither ONNX Runtime nor the native library."""
 
@@ -43,7 +56,7 @@ class ReferenceRunner(BaseRunner):
     def activate_impl(self) -> None:
         """Load the model."""
         self._model = onnx.load(self._path)
-        self._evaluator = onnx.reference.ReferenceEvaluator(self._model, new_ops=[IntFlashAttention])
+        self._evaluator = onnx.reference.ReferenceEvaluator(self._model, new_ops=[IntFlashAttention, GatherElements])
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return names, types and shapes of the inputs; an unknown dimension is its symbol or None."""
