@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from cases import AttentionCase, typed_inputs
 
 from . import toolchain
-from .simulator import DEFAULT_MODE, Mode, Simulator, SimulatorError
+from .simulator import DEFAULT_MODE, Mode, Simulator
 
 HEAD_DIMS = (32, 64, 96, 128, 256)
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.bool_]  # enum DataType
@@ -107,6 +109,42 @@ def _mask(a: np.ndarray, shape: tuple[int, int, int, int]) -> _Mask:
     if four.shape[3] == 1 and shape[3] == 1:
         strides[3] = 1
     return _Mask(True, _dtype_code(a.dtype), *strides, four.shape[3])
+
+
+def case_arguments(case: AttentionCase) -> dict[str, Any]:
+    """The keyword arguments of :meth:`AttentionSimulator.attention` for a case of tests/cases.py."""
+    inputs = typed_inputs(case)
+    if case.layout == "BSHD":  # a view: [B, S, H*D] seen as [B, H, S, D]
+        for name, heads in (("Q", case.num_heads), ("K", case.kv_num_heads), ("V", case.kv_num_heads)):
+            x = inputs[name]
+            inputs[name] = x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    names = {"Q": "q", "K": "k", "V": "v", "attn_mask": "mask"}
+    dtype = inputs["Q"].dtype
+    return {
+        **{names.get(name, name): x for name, x in inputs.items()},
+        "output_dtype": np.float32 if dtype == np.int8 else dtype,
+        "bshd_output": case.layout == "BSHD",
+    }
+
+
+def case_attributes(case: AttentionCase, precision: str, scheme: str) -> Attributes:
+    """The operator's attributes for a case."""
+    static = case.static_scales
+    per_head = {"": "none", "tensor": "per_tensor"}.get(static, "per_head")
+    return Attributes(
+        scale=case.scale,
+        softcap=case.softcap,
+        is_causal=case.causal,
+        causal_alignment=case.causal_alignment,
+        window_left=case.window_left,
+        window_right=case.window_right,
+        precision=precision,
+        scheme=scheme,
+        smooth_k=case.smooth_k,
+        q_scale=per_head,
+        k_scale=per_head,
+        v_scale=f"per_{static}" if static else "none",
+    )
 
 
 def attention_sources(plugin: Path, head_dims: tuple[int, ...] = HEAD_DIMS) -> list[Path]:
@@ -228,6 +266,3 @@ def _memory(a: np.ndarray) -> np.ndarray:
     while isinstance(base.base, np.ndarray):
         base = base.base
     return base
-
-
-__all__ = ["HEAD_DIMS", "AttentionSimulator", "Attributes", "SimulatorError", "build", "build_ptx"]

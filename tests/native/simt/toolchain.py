@@ -179,7 +179,7 @@ def patched_tree(name: str, patches: Mapping[str, Replacements]) -> Path:
     """
     copy = BUILD / "patched" / name
     shutil.rmtree(copy, ignore_errors=True)
-    for part, origin in (("cuda", PLUGIN / "cuda"), ("include", PLUGIN / "include"), ("simt", SIMT)):
+    for part, origin in (*((p, PLUGIN / p) for p in ("core", "cuda", "include")), ("simt", SIMT)):
         shutil.copytree(origin, copy / part, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for file, replacements in patches.items():
         path = copy / file
