@@ -28,8 +28,9 @@ length ("standard", ONNX Attention's rule) or ``Skv - Sq`` ("lower_right"). A qu
 lse -inf; one whose keys all have the mask value finfo.min averages them, and its lse is some number below -2e38.
 
 Non-finite input: NaN rows for a non-finite query (that attends anything) and for the queries that attend a non-finite
-key; NaN in channel c for those that attend a key with non-finite ``V[j, c]``. Such tokens count for no statistic, and
-touch nothing else. A V that float16 cannot hold is non-finite for ``int8_qk``.
+key; NaN in channel c for those that attend a key with non-finite ``V[j, c]``. A non-finite key does not count for the
+mean of K, nor a non-finite element of V for its channel's amax: nothing else is touched. A V that float16 cannot hold
+is non-finite for ``int8_qk``.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class _Problem:
     attended: np.ndarray  # bool [B, Hq, Sq, Skv]
     bias: np.ndarray | None  # [B, Hq, Sq, Skv], float32 or float64, nats
     k_counted: np.ndarray  # bool [B, Hkv, Skv]: the tokens that count for statistics
-    v_counted: np.ndarray
+    v_counted: np.ndarray  # bool [B, 1, Skv]
     q_scale: np.ndarray | None  # float32 [1 or Hq, 1, 1]
     k_scale: np.ndarray | None  # float32 [1 or Hkv, 1, 1]
     v_scale: np.ndarray | None  # float32 [1 or Hkv, 1, 1 or Dv]
@@ -176,7 +177,7 @@ def attention(
         if precision == "int8_qk":
             data = (*data[:2], _round_to_float16(data[2]))
     finite_q, finite_k, finite_v = (np.isfinite(x) for x in data)
-    q_finite, k_finite, v_finite = (x.all(axis=-1) for x in (finite_q, finite_k, finite_v))
+    q_finite, k_finite = finite_q.all(axis=-1), finite_k.all(axis=-1)
     padding = np.arange(seqlen_kv) >= valid[:, None, None]
     problem = _Problem(
         q=np.where(q_finite[..., None], data[0], 0),
@@ -185,7 +186,7 @@ def attention(
         attended=attended,
         bias=None if bias is None else bias.astype(compute),
         k_counted=k_finite & ~padding,
-        v_counted=v_finite & ~padding,
+        v_counted=~padding,  # a non-finite element of V is a zero by now, and the others of its token count
         q_scale=_static_scale("q_scale", q_scale, (num_heads,)),
         k_scale=_static_scale("k_scale", k_scale, (kv_num_heads,)),
         v_scale=_static_scale("v_scale", v_scale, (kv_num_heads, head_dim_v)),
