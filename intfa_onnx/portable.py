@@ -16,7 +16,7 @@ import onnx_ir as ir
 from intfa_onnx import op_schema
 from intfa_onnx.emit import Emitter, Names
 from intfa_onnx.errors import UnsupportedError
-from intfa_onnx.patterns.match import Call, Const, Operand
+from intfa_onnx.patterns.match import Call, Const, Operand, slice_of
 from intfa_onnx.patterns.view import View
 
 # Model-local functions need IR version 8, overloads 10.
@@ -140,10 +140,14 @@ def _body(x: dict[str, ir.Value], c: Configuration) -> list[Operand]:
     scores = Call("Mul", (scores, _f(c.scale)))
     if c.softcap:
         scores = Call("Mul", (Call("Tanh", (Call("Div", (scores, _f(c.softcap))),)), _f(c.softcap)))
+    limits = _limits(x, c, seqlen_q, seqlen_kv)
     if "attn_mask" in x:
         mask: Operand = x["attn_mask"]
+        if "nonpad_kv_seqlen" in x:
+            mask, covered = _lengthen(mask, seqlen_kv)
+            limits.append(covered)
         scores = Call("Where", (mask, scores, _f(-np.inf))) if c.bool_mask else Call("Add", (scores, _float(mask)))
-    for allowed in _limits(x, c, seqlen_q, seqlen_kv):
+    for allowed in limits:
         scores = Call("Where", (allowed, scores, _f(-np.inf)))
     probs: Operand = Call("Softmax", (scores,), {"axis": -1})
     # A row with every key excluded gives 0.
@@ -182,6 +186,16 @@ def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_
     if c.window_right >= 0:
         limits.append(Call("LessOrEqual", (columns, Call("Add", (position, _i(c.window_right))))))
     return limits
+
+
+def _lengthen(mask: Operand, seqlen_kv: Operand) -> tuple[Operand, Operand]:
+    """A mask may cover fewer keys than there are, with padding behind: repeat its last column, and exclude the others."""
+    columns = Call("Range", (_i(0), _scalar(seqlen_kv), _i(1)))
+    length = slice_of(Call("Shape", (mask,)), -1, None)
+    broadcast = Call("Equal", (length, _i([1])))
+    last = Call("Sub", (length, _i([1])))
+    covered = Call("LessOrEqual", (columns, Call("Where", (broadcast, seqlen_kv, last))))
+    return Call("Gather", (mask, Call("Min", (columns, last))), {"axis": -1}), covered
 
 
 def _heads(x: Operand, num_heads: int) -> Operand:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, join, shape_slice, transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
@@ -131,6 +132,29 @@ def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return node.inputs[0].producer()
 
 
+def _zero_mask(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Leave out a mask of zeros."""
+    mask = match.inputs.get("attn_mask")
+    if not isinstance(mask, ir.Value) or not _is_zero(view, mask):
+        return match
+    inputs = {n: x for n, x in match.inputs.items() if n != "attn_mask"}
+    return replace(match, inputs=inputs, absorbed=tuple(a for a in match.absorbed if a != "mask"))
+
+
+def _is_zero(view: View, value: ir.Value | None) -> bool:
+    constant, node = view.constant(value), value.producer() if value is not None else None
+    if constant is not None:
+        return not np.any(constant)
+    if node is None or not node.inputs:
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        return fill is None or not np.any(fill.as_tensor().numpy())
+    if node.op_type in ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze"):
+        return _is_zero(view, node.inputs[0])
+    return False
+
+
 def _bool_mask(view: View, match: AttentionMatch) -> AttentionMatch:
     """Give ``Where(attend, 0, -inf)`` as the boolean mask it was made from."""
     mask = match.inputs.get("attn_mask")
@@ -204,6 +228,48 @@ def _rank(view: View, x: Operand) -> int | None:
     return None
 
 
+def _broadcast(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Expand operands that the products broadcast: a Q shared by the batch or by heads, K and V that differ in heads.
+
+    Fewer key heads than query heads are the operator's own affair; sizes that are not known are left to the run.
+    """
+    if match.rank != 4:
+        return match
+    inputs = dict(match.inputs)
+    sizes = {n: _leading(view, inputs[n]) for n in ("Q", "K", "V")}
+    for axis, names in ((0, ("Q", "K", "V")), (1, ("K", "V")), (1, ("Q", "K"))):
+        known = {n: sizes[n][axis] for n in names}
+        wide = next((n for n in names if known[n] not in (1, None)), None)
+        for name in names:
+            if wide is None or known[name] != 1 or (axis == 1 and names == ("Q", "K") and name == "K"):
+                continue
+            target = [Const(np.array([1], np.int64))] * 4
+            shape = Call(
+                "Concat", (*target[:axis], shape_slice(inputs[wide], axis, axis + 1), *target[axis + 1 :]), {"axis": 0}
+            )
+            inputs[name] = Call("Expand", (inputs[name], shape))
+            sizes[name] = tuple(known[wide] if a == axis else s for a, s in enumerate(sizes[name]))
+    heads, kv_heads = sizes["Q"][1], sizes["K"][1]
+    return replace(
+        match,
+        inputs=inputs,
+        num_heads=heads if isinstance(heads, int) else match.num_heads,
+        kv_num_heads=kv_heads if isinstance(kv_heads, int) else match.kv_num_heads,
+    )
+
+
+def _leading(view: View, x: Operand) -> tuple[Token | None, ...]:
+    """Batch and heads of an operand [B, H, S, D], as far as they are known."""
+    if isinstance(x, ir.Value):
+        return (view.dims.of(x) or (None, None))[:2]
+    if isinstance(x, Call) and x.op_type == "Transpose" and isinstance(x.inputs[0], ir.Value):
+        sizes = view.dims.of(x.inputs[0])
+        return tuple(sizes[p] for p in x.attributes["perm"][:2]) if sizes is not None else (None, None)
+    if isinstance(x, Call) and x.op_type in ("Mul", "Div"):
+        return _leading(view, x.inputs[0])
+    return None, None
+
+
 def _substitute(x: Operand, result: Operand) -> Operand:
     """Return ``x`` with ``RESULT`` replaced."""
     if x is RESULT:
@@ -275,7 +341,9 @@ def _only_reader(view: View, value: ir.Value, op_type: str) -> ir.Node | None:
 _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
     _transposes_and_scales,
     _grouped_queries,
+    _zero_mask,
     _bool_mask,
+    _broadcast,
     _four_axes,
     _packed_heads,
 )

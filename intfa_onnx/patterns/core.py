@@ -68,6 +68,7 @@ def match_core(
     check_readers(view, scores, readers)
     down = _walk_down(view, probs)
     qk_node, path_up = _walk_up(view, scores)
+    _check_row_guards(down.row_guards, qk_node, path_up)
     if view.is_constant(down.node.inputs[1 - down.side]):
         raise NoMatch("V is a constant: a gate, not attention")
     qk = qk_product(view, qk_node)
@@ -128,10 +129,12 @@ class _Down:
     guarded: bool = False  # NaN is replaced by 0
     factor: float = 1.0
     reshaped: bool = False
+    row_guards: tuple[ir.Value, ...] = ()  # rows where all of this is -inf are replaced by 0
 
 
 def _walk_down(view: View, probs: ir.Value) -> _Down:
     value, guarded, reshaped, factor, passed = probs, False, False, 1.0, []
+    row_guards: tuple[ir.Value, ...] = ()
     for _ in range(_MAX_STEPS):
         passed.append(value)
         if value.is_graph_output():
@@ -144,11 +147,13 @@ def _walk_down(view: View, probs: ir.Value) -> _Down:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
         if node.op_type in ("MatMul", "Einsum"):
-            return _Down(node, index, passed, guarded, factor, reshaped)
+            return _Down(node, index, passed, guarded or bool(row_guards), factor, reshaped, row_guards)
         if node.op_type in _SAME_VALUE or (node.op_type == "Dropout" and _is_idle_dropout(view, node)):
             pass
         elif node.op_type in _SAME_ELEMENTS:
             reshaped = True
+        elif (masked := _row_guard(view, node, index)) is not None:
+            row_guards = (*row_guards, masked)
         elif (
             node.op_type in ("Mul", "Div")
             and (constant := view.scalar(node.inputs[1 - index]))
@@ -196,6 +201,27 @@ def _nan_guard(view: View, probs: ir.Value, readers: list[tuple[ir.Node, int]]) 
     return where.outputs[0]
 
 
+def _row_guard(view: View, node: ir.Node, index: int) -> ir.Value | None:
+    """Return x for ``Where(ReduceMax(x) == -inf, 0, P)``, which is how ONNX's own function body guards."""
+    if node.op_type != "Where" or index != 2 or view.scalar(node.inputs[1]) != 0 or node.inputs[0] is None:
+        return None
+    equal = node.inputs[0].producer()
+    if equal is None or equal.op_type != "Equal" or view.scalar(equal.inputs[1]) != -np.inf or equal.inputs[0] is None:
+        return None
+    maximum = equal.inputs[0].producer()
+    if maximum is None or maximum.op_type != "ReduceMax" or maximum.inputs[0] is None:
+        return None
+    axes, rank = view.axes(maximum), view.rank(maximum.inputs[0])
+    return maximum.inputs[0] if axes is not None and axes in ([-1], [rank - 1] if rank else [-1]) else None
+
+
+def _check_row_guards(guards: tuple[ir.Value, ...], qk_node: ir.Node, path: _Path) -> None:
+    """Check that a guard looks at the mask or the masked scores: then it replaces exactly the rows without a key."""
+    seen = {qk_node.outputs[0], *(v for n, _ in path for v in (*n.inputs, *n.outputs))}
+    if any(g not in seen for g in guards):
+        raise NoMatch("the probabilities are overwritten where something other than their mask says so")
+
+
 def _is_idle_dropout(view: View, node: ir.Node) -> bool:
     training = node.inputs[2] if len(node.inputs) > 2 else None
     mask_used = len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output())
@@ -220,7 +246,8 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
     node = value.producer()
     if node is None or depth > _MAX_STEPS or node.domain not in ("", "ai.onnx"):
         return None
-    is_product = node.op_type in ("MatMul", "Einsum") and not any(view.is_constant(i) for i in node.inputs)
+    # A product with constant weights is a projection. Constant queries, though, are what latents and prompts are.
+    is_product = node.op_type in ("MatMul", "Einsum") and not any(view.is_constant(i) for i in node.inputs[-1:])
     if not is_product and node.op_type not in _SCORE_INPUTS:
         return None
     best: tuple[ir.Node, _Path] | None = (node, []) if is_product else None

@@ -274,8 +274,12 @@ def _evaluate(node: ir.Node, x: list[np.ndarray]) -> np.ndarray | None:
     if op in ("Unsqueeze", "Squeeze", "Reshape"):
         # The callers look at scalars and one-dimensional shapes, for which the number of axes does not matter.
         return x[0].reshape(-1) if x[0].ndim <= 1 else None
+    if op == "Not":
+        return np.logical_not(x[0])
     if op in _UNARY:
         return np.asarray(_UNARY[op](x[0].astype(np.float64)))
+    if op == "Where" and len(x) == 3:
+        return np.where(*x)
     if op in _BINARY and len(x) == 2:
         with np.errstate(all="ignore"):
             return np.asarray(_BINARY[op](x[0], x[1]))
@@ -296,4 +300,12 @@ def _evaluate(node: ir.Node, x: list[np.ndarray]) -> np.ndarray | None:
 
 
 _UNARY = {"Sqrt": np.sqrt, "Reciprocal": np.reciprocal, "Neg": np.negative, "Exp": np.exp}
-_BINARY = {"Mul": np.multiply, "Add": np.add, "Sub": np.subtract, "Pow": np.power}
+_BINARY = {
+    "Mul": np.multiply,
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Pow": np.power,
+    "Equal": np.equal,
+    "And": np.logical_and,
+    "Mod": np.mod,
+}
