@@ -51,13 +51,16 @@ class Truth:
     lse: np.ndarray  # float64 [B, Hq, Sq]
     sigma: np.ndarray  # float64 [B, Hq, Sq, Dv]
 
-    def check(self, y: np.ndarray, lse: np.ndarray) -> None:
-        """Assert that an INT8 result is within the bound: NaN and infinities at the same places, the errors small."""
+    def check(self, y: np.ndarray, lse: np.ndarray, output_step: float = 2.0**-24) -> None:
+        """Assert that an INT8 result is within the bound: NaN and infinities at the same places, the errors small.
+
+        ``output_step``: half a unit in the last place of y's type, relative.
+        """
         np.testing.assert_array_equal(np.isnan(y), np.isnan(self.y), "NaN of y")
         np.testing.assert_array_equal(np.isnan(lse), np.isnan(self.lse), "NaN of lse")
         np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(self.lse), "-inf of lse")
         error, sigma = np.nan_to_num(y - self.y), np.nan_to_num(self.sigma)
-        floor = 1e-6 * (np.nanmax(np.abs(self.y), initial=0) or 1.0)  # float32 itself
+        floor = (1e-6 + output_step) * (np.nanmax(np.abs(self.y), initial=0) or 1.0)  # arithmetic in float32
         ratio = np.abs(error) / (PEAK_FACTOR * sigma + floor)
         worst = np.unravel_index(ratio.argmax(), ratio.shape)
         rms, allowed = math.sqrt(np.mean(error**2)), RMS_FACTOR * math.sqrt(np.mean(sigma**2)) + floor
