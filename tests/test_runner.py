@@ -32,7 +32,7 @@ def test_a_rewritten_model_runs(tmp_path: Path, runner: type[OrtRunner | Referen
     scores = 0.25 * q @ k.swapaxes(2, 3)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ v
-    # About six steps of V's INT8 code: room for the codes of Q, K and P, while a wrong layout or scale is off by far more.
+    # About six steps of V's INT8 code: room for the codes of Q, K and P; a wrong layout or scale is off by far more.
     assert np.abs(y - expected).max() < 0.05 * np.abs(v).max()
 
 
