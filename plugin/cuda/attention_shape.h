@@ -2,14 +2,15 @@
 //
 // Shared memory: kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32},
 // then Q's codes [kTileM, Dp] s8 where they do not live in registers, then the rows' table (work.cuh),
-// then per warp four copies of kBias.
+// then per warp four copies of kBias, then (kScored) the mask's terms for
+// the tile, f32, as their lanes need them.
 #pragma once
 
 #include "cuda/traits.cuh"
 
 namespace intfa::cuda {
 
-template <int kDim, Arithmetic kArithmetic>
+template <int kDim, Arithmetic kArithmetic, bool kScored>
 struct AttentionShape {
   // 32 rows per warp use each K and V fragment twice; at 256 the output alone would fill the registers, so 16.
   static constexpr int kStrips = kDim <= 128 ? 2 : 1;
@@ -29,7 +30,8 @@ struct AttentionShape {
   static constexpr int kQOffset = (kQInRegisters ? kNumStages - 1 : kNumStages) * kStageBytes;
   static constexpr int kRowsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
   static constexpr int kBiasOffset = kRowsOffset + 16 * kTileM;
-  static constexpr int kSmemBytes = kBiasOffset + 16 * kNumWarps;
+  static constexpr int kMaskOffset = kBiasOffset + 16 * kNumWarps;
+  static constexpr int kSmemBytes = kMaskOffset + (kScored ? 4 * kTileM * kTileN : 0);
   static_assert(!kQInRegisters || kQBytes <= kStageBytes);
 };
 

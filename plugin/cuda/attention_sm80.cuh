@@ -38,7 +38,7 @@ namespace intfa::cuda {
 template <int kDim, Arithmetic kArithmetic, bool kScored>
 INTFA_DEVICE void attention(const AttentionParams& params) {
   using P = Probability<kArithmetic>;
-  using Shape = AttentionShape<kDim, kArithmetic>;
+  using Shape = AttentionShape<kDim, kArithmetic, kScored>;
   constexpr int kStrips = Shape::kStrips, kTileM = Shape::kTileM, kThreads = Shape::kThreads;
   using Source = PackedTile<kDim, P::kHalf>;
   using KTile = SmemTile<kDim>;
@@ -130,6 +130,9 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     fetch(tile + kNumStages - 1);
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;
     const int lane_key = tile * kTileN + 4 * t;
+    const uint32_t mask_terms = smem + Shape::kMaskOffset + warp * Shape::kWarpRows * kTileN * 4;
+    if (kScored && params.mask.data != nullptr)
+      stage_mask<kStrips>(params, Work::of<Shape>(params), lane_key, mask_terms);
 
     int32_t s[kStrips][kTileN / 8][4];
     multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);
@@ -143,7 +146,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     };
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
-        return RowScoring(params, Work::of<Shape>(params), table, 16 * m + 8 * h + lane / 4, lane_key);
+        return RowScoring(params, table, 16 * m + 8 * h + lane / 4, 2 * m + h, lane, mask_terms);
       } else {
         return NoScoring{};
       }
@@ -157,6 +160,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
 #pragma unroll
     for (int channel = 0; channel < kDim; channel += 16) {  // 16 at a time: few live accumulators
+      // Nothing to synchronize: it keeps the compiler from hoisting more products than it has registers for.
+      if (kDim == 256 && channel % 64 == 0) ptx::sync_warp();
       if constexpr (P::kHalf) {
         multiply_pv_half<kStrips>(o, p, v_tile, v_lane, channel);
       } else {

@@ -46,10 +46,10 @@ INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int 
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
 template <int kDim, Arithmetic kArithmetic, bool kScored, int kStrips>
 INTFA_DEVICE void store_rows(const AttentionParams& params,
-                             const RowTable<AttentionShape<kDim, kArithmetic>::kTileM>& table,
+                             const RowTable<AttentionShape<kDim, kArithmetic, kScored>::kTileM>& table,
                              const float (&o)[kStrips][kDim / 8][4], const RowState<kStrips>& rows) {
   using P = Probability<kArithmetic>;
-  const Work work = Work::of<AttentionShape<kDim, kArithmetic>>(params);
+  const Work work = Work::of<AttentionShape<kDim, kArithmetic, kScored>>(params);
   const int g = work.lane >> 2, t = work.lane & 3;
   const float* v_scale = params.packed.v_scale + static_cast<int64_t>(work.kv_head) * kDim;  // [Dp]
 #pragma unroll
@@ -92,7 +92,7 @@ INTFA_DEVICE void store_rows(const AttentionParams& params,
 template <int kDim, Arithmetic kArithmetic, bool kScored>
 INTFA_DEVICE void poison_rows(const AttentionParams& params) {
   constexpr bool kHalf = Probability<kArithmetic>::kHalf;
-  using Shape = AttentionShape<kDim, kArithmetic>;
+  using Shape = AttentionShape<kDim, kArithmetic, kScored>;
   using Source = PackedTile<kDim, kHalf>;
   const Work work = Work::of<Shape>(params);
   const int g = work.lane >> 2, t = work.lane & 3;

@@ -7,15 +7,15 @@
 
 // clang-format off
 #define INTFA_ATTENTION(NAME, ARITHMETIC, SCORED, D)                                                               \
-  extern "C" __global__ void __launch_bounds__(intfa::cuda::AttentionShape<D, ARITHMETIC>::kThreads,               \
-                                               intfa::cuda::AttentionShape<D, ARITHMETIC>::kMinBlocks)             \
+  extern "C" __global__ void __launch_bounds__(intfa::cuda::AttentionShape<D, ARITHMETIC, SCORED>::kThreads,               \
+                                               intfa::cuda::AttentionShape<D, ARITHMETIC, SCORED>::kMinBlocks)             \
   NAME(const __grid_constant__ intfa::cuda::AttentionParams params) {                                              \
     intfa::cuda::attention<D, ARITHMETIC, SCORED>(params);                                                         \
   }
 
 #define INTFA_ATTENTION_ENTRY(NAME, ARITHMETIC, SCORED, D)                                                         \
-  {ARITHMETIC, SCORED, NAME, intfa::cuda::AttentionShape<D, ARITHMETIC>::kTileM,                                   \
-   intfa::cuda::AttentionShape<D, ARITHMETIC>::kThreads, intfa::cuda::AttentionShape<D, ARITHMETIC>::kSmemBytes}
+  {ARITHMETIC, SCORED, NAME, intfa::cuda::AttentionShape<D, ARITHMETIC, SCORED>::kTileM,                                   \
+   intfa::cuda::AttentionShape<D, ARITHMETIC, SCORED>::kThreads, intfa::cuda::AttentionShape<D, ARITHMETIC, SCORED>::kSmemBytes}
 
 #define INTFA_ATTENTION_KERNELS(X, SEPARATOR, D)                                                                   \
   X(intfa_attention_tile_d##D, intfa::cuda::Arithmetic::kTileInt8, false, D) SEPARATOR                             \

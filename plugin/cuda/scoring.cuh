@@ -45,34 +45,56 @@ INTFA_DEVICE int64_t mask_row(const AttentionParams& params, const Work& work, i
   return work.batch * mask.batch + work.head * mask.head + min(query, params.seqlen_q - 1) * mask.query;
 }
 
+// Where a lane keeps its mask terms of one row half (of 2 * kStrips) and group of 16 keys: shared bytes from the warp's
+// part.
+INTFA_DEVICE uint32_t mask_slot(int half, int group, int lane) {
+  return ((half * (kTileN / 16) + group) * 32 + lane) * 16;
+}
+
+// Brings the mask of a tile to shared memory, as log2 terms, each lane its own: in a loop of its own, because a mask of
+// any type and stride takes much code. key: the lane's first of the tile.
+template <int kStrips>
+INTFA_DEVICE void stage_mask(const AttentionParams& params, const Work& work, int key, uint32_t terms) {
+  const MaskParams& mask = params.mask;
+#pragma unroll 1
+  for (int half = 0; half < 2 * kStrips; ++half) {
+    const int64_t row = mask_row(params, work, work.warp_row + 8 * half + work.lane / 4);
+#pragma unroll
+    for (int i = 0; i < kTileN / 16; ++i) {
+      const int first = key + 16 * i;
+      float term[4];
+      load4(term, mask.data, row + first * mask.key, mask.key, params.mask_seqlen_kv - first, mask.dtype, mask.vector4);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) term[k] = mask_term(term[k], mask.dtype);
+      ptx::st_shared(terms + mask_slot(half, i, work.lane), term);
+    }
+  }
+}
+
 // The plain kernel: scores stay y.
 struct NoScoring {
   INTFA_DEVICE void operator()(float (&)[4], int) const {}
 };
 
-// y -> score in log2 units, for one row of a tile; see mask_scores.
+// y -> score in log2 units, for one row half of a tile; see mask_scores.
 class RowScoring {
  public:
-  // row: in the warp. key: the lane's first key of the tile. unit: log2 units per unit of y. shift: shared address of
-  // the row's softmax_scale * q . mean(K), which a softcap, unlike the softmax, does see.
-  // row: in the warp. key: the lane's first key of the tile.
+  // row: in the warp; half: 2 * strip + half. terms: as stage_mask left them.
   template <int kTileM>
-  INTFA_DEVICE RowScoring(const AttentionParams& params, const Work& work, const RowTable<kTileM>& rows, int row,
-                          int key)
+  INTFA_DEVICE RowScoring(const AttentionParams& params, const RowTable<kTileM>& rows, int row, int half, int lane,
+                          uint32_t terms)
       : params_(params),
-        mask_row_(mask_row(params, work, work.warp_row + row)),
-        key_(key),
         unit_(ptx::ld_shared(rows.unit(row))),
-        shift_(ptx::ld_shared(rows.shift(row))) {}
+        shift_(ptx::ld_shared(rows.shift(row))),
+        terms_(terms + mask_slot(half, 0, lane)) {}
 
   INTFA_DEVICE void operator()(float (&y)[4], int group) const {
 #pragma unroll
     for (int k = 0; k < 4; ++k) y[k] = ptx::mul_rn(y[k], unit_);
     if (params_.softcap > 0.f) {
       // cap * tanh(x / cap) with tanh(u) = 1 - 2 / (1 + e^2u): an absolute error of cap * 2^-22, where tanh.approx has
-      // 2^-11.
-      const float to_log2 = 2.f / params_.softcap,
-                  shift_log2 = ptx::mul_rn(shift_, kLog2E);  // a softcap, unlike the softmax, sees it
+      // 2^-11. A softcap, unlike the softmax, sees what smoothing took off.
+      const float to_log2 = 2.f / params_.softcap, shift_log2 = ptx::mul_rn(shift_, kLog2E);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float e = ptx::ex2(ptx::mul_rn(ptx::add_rn(y[k], shift_log2), to_log2));
@@ -80,21 +102,17 @@ class RowScoring {
       }
     }
     if (params_.mask.data != nullptr) {
-      const int key = key_ + 16 * group;
-      float m[4];
-      load4(m, params_.mask.data, mask_row_ + key * params_.mask.key, params_.mask.key, params_.mask_seqlen_kv - key,
-            params_.mask.dtype, params_.mask.vector4);
+      float term[4];
+      ptx::ld_shared(term, terms_ + mask_slot(0, group, 0));
 #pragma unroll
-      for (int k = 0; k < 4; ++k) y[k] = ptx::add_rn(y[k], mask_term(m[k], params_.mask.dtype));
+      for (int k = 0; k < 4; ++k) y[k] = ptx::add_rn(y[k], term[k]);
     }
   }
 
  private:
   const AttentionParams& params_;
-  int64_t mask_row_;
-  int key_;
-  float unit_;
-  float shift_;
+  float unit_, shift_;
+  uint32_t terms_;
 };
 
 // Whether the query attends the key: limits and mask together.
