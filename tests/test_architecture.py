@@ -67,7 +67,7 @@ def test_schema_and_header_name_the_same_choices(attribute: str, enum: str) -> N
 
 
 def test_no_path_of_one_machine() -> None:
-    path_of_a_machine = re.compile(r"(?<![\w.])/(?:work|home|root|tmp/w|Users)/\w")
+    path_of_a_machine = re.compile(r"(?<![\w.}])/(?:work|home|root|tmp/w|Users)/\w")
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in tracked()
