@@ -1,6 +1,6 @@
 """The CUDA kernels, prologue to output, in both simulators over the cases of cases.py.
 
-Three statements per case and precision:
+Per case and precision:
 - the host SIMT's result is within the case's bound of the float64 truth (truth.py);
 - it is the reference's (with the kernels' tile_n) but for codes of P that flip by one, as exp2 differs by an ulp;
 - the PTX interpreter, on what nvcc emitted, gives the same bits and finds no race.
@@ -13,7 +13,7 @@ import functools
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import CASES, AttentionCase, typed_inputs
+from cases import CASES, AttentionCase, make_inputs, typed_inputs
 from native.simt import toolchain
 from native.simt.attention import (
     HEAD_DIMS,
@@ -77,47 +77,72 @@ def modes_of(case: AttentionCase, arithmetic: str) -> list[Mode]:
     return [MODES[at % len(MODES)], MODES[(at * 5 + 7) % len(MODES)]]
 
 
+def truth_params():
+    """By default the tile scheme, whose case list is the longest; the truth is slow Python."""
+    for param in cases():
+        case, name = param.values
+        if case.dtype in ("float32", "int8"):  # others round y once more than the bound knows
+            yield pytest.param(case, name, id=param.id, marks=[] if name == "tile" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("case", "arithmetic"), truth_params())
+def test_host_against_truth(case, arithmetic):
+    result = run(case, arithmetic, modes_of(case, arithmetic)[0])
+    truth_of(case, ARITHMETICS[arithmetic][2], TILE_N).check(result["y"].astype(np.float64), result["lse"])
+
+
 @pytest.mark.parametrize(("case", "arithmetic"), cases())
-def test_host_against_truth_and_reference(case, arithmetic):
-    precision, scheme, bound = ARITHMETICS[arithmetic]
+def test_host_against_reference(case, arithmetic):
     first, second = modes_of(case, arithmetic)
     simulator().take_statistics()
     result = run(case, arithmetic, first)
     assert simulator().take_statistics()["bank_conflicts"] == 0
-    y, lse = result["y"].astype(np.float64), result["lse"]
-    output = result["y"].dtype
-    if output == np.float32:
-        truth_of(case, bound, TILE_N).check(y, lse)
+    check_against_reference(case, arithmetic, result)
+    assert_same_bits(result, run(case, arithmetic, second))
 
+
+def check_against_reference(case: AttentionCase, arithmetic: str, result: dict[str, np.ndarray]) -> None:
+    """Assert equality up to rare flips of a code of P by one, and the rounding of float sums and of the output.
+
+    A flip moves y by a step of P over the row sum, which is at least 1, times the range of V; the relative L2 error
+    of the whole is held to 2e-3, so flips must be rare.
+    """
+    precision, scheme, _ = ARITHMETICS[arithmetic]
     inputs = typed_inputs(case)
+    names = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen", "q_scale", "k_scale", "v_scale")
     expected = reference.attention(
-        *(inputs.get(n) for n in ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")),
-        *(inputs.get(n) for n in ("q_scale", "k_scale", "v_scale")),
+        *(inputs.get(name) for name in names),
         **case.attributes(),
         precision=precision,
         scheme=scheme,
         tile_n=TILE_N,
         output_dtype=np.float32,
     )
-    expected_y = expected.y
+    y, lse, output = result["y"].astype(np.float64), result["lse"], result["y"].dtype
+    expected_y = expected.y.astype(np.float64)
     if case.layout == "BSHD":
         expected_y = expected_y.reshape(case.batch, case.seqlen_q, case.num_heads, -1).swapaxes(1, 2)
-    check_against_reference(case, y, lse, expected_y, expected.lse, output)
-    assert_same_bits(result, run(case, arithmetic, second))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected_y), "NaN of y")
+    np.testing.assert_array_equal(np.isnan(lse), np.isnan(expected.lse), "NaN of lse")
+    np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(expected.lse), "-inf of lse")
 
-
-def check_against_reference(case, y, lse, expected_y, expected_lse, output) -> None:
-    """A flipped code moves y by at most 1/255 of V's range over the row sum, which is at least 1: a few may flip."""
-    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected_y))
-    np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(expected_lse))
-    magnitude = np.nanmax(np.abs(np.where(np.isinf(expected_y), 0, expected_y)), axis=(0, 2), keepdims=True)
-    rounding = 2.0**-23 if output == np.float32 else float(ml_dtypes.finfo(output).eps)
-    allowed = 2e-3 * magnitude + rounding * np.abs(expected_y) + 1e-30
+    v = make_inputs(case)["V"].astype(np.float64)
+    if case.dtype == "int8":
+        v *= make_inputs(case)["v_scale"].max()
+    spread = np.ptp(v[np.isfinite(v)])
+    step = {"tile": 1 / 255, "paper": 1 / 127, "half": 2.0**-11}[arithmetic]
+    # Scores that carry finfo.min of float16 have float32's spacing there, 2^-7: the order of operations shows.
+    spacing = 2.0**-7 if (case.mask, case.dtype) == ("float_min", "float16") else 0.0
+    eps = float(ml_dtypes.finfo(output).eps)
     error = np.abs(np.nan_to_num(y - expected_y))
-    worst = np.unravel_index((error / np.nan_to_num(allowed, nan=1)).argmax(), error.shape)
-    assert not (error > allowed).any(), f"at {worst}: {y[worst]}, reference {expected_y[worst]}"
-    finite = np.isfinite(expected_lse) & (expected_lse > -1e38)
-    np.testing.assert_allclose(lse[finite], expected_lse[finite], rtol=1e-6, atol=2e-3)
+    allowed = (step + spacing) * spread + eps * np.abs(np.nan_to_num(expected_y))
+    worst = np.unravel_index((error / allowed).argmax(), error.shape)
+    assert error[worst] <= allowed[worst], f"at {worst}: {y[worst]}, reference {expected_y[worst]}"
+    norm = np.linalg.norm(np.nan_to_num(expected_y))
+    assert np.linalg.norm(error) <= (2e-3 + spacing + eps) * norm + 1e-12, np.linalg.norm(error) / norm
+    finite = np.isfinite(expected.lse) & (expected.lse > -1e38)
+    # The row sum moves by a step per flip; lse of scores near 1e5 has a spacing of 2^-7.
+    np.testing.assert_allclose(lse[finite], expected.lse[finite], rtol=1e-6, atol=step + spacing)
 
 
 @pytest.mark.parametrize(("case", "arithmetic"), cases())
