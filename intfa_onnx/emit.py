@@ -17,7 +17,7 @@ class Names:
     """Names that are not yet taken in a model."""
 
     def __init__(self, model: ir.Model):
-        graphs = [*model.graphs(), *(f for f in model.functions.values())]
+        graphs: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
         self._taken: set[str | None] = set()
         for graph in graphs:
             self._taken.update(v.name for v in graph.inputs)

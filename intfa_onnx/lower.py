@@ -75,7 +75,8 @@ def _take_over(view: View, old: ir.Value, new: ir.Value, names: Names) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name = names.unique(f"{name}_replaced")
     new.name, new.shape, new.doc_string = name, old.shape, old.doc_string
-    new.dtype = view.dtype(old)
+    if (dtype := view.dtype(old)) is not None:
+        new.dtype = dtype
     new.metadata_props.update(old.metadata_props)
     view.adopt(new, old)
 
@@ -98,4 +99,5 @@ def _remove_unused(node: ir.Node | None) -> None:
                 and not value.uses()
             ):
                 assert value.graph is not None
+                assert value.name is not None
                 del value.graph.initializers[value.name]

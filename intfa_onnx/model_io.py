@@ -73,8 +73,8 @@ def _check_opsets(proto: onnx.ModelProto, source: str) -> None:
     version, newest = versions.get("", versions.get("ai.onnx", 1)), onnx.defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise ModelError(
-            f"{source} uses opset {version} of ai.onnx (supported by the installed onnx {onnx.__version__}: 1 to {newest}). "
-            "Upgrade onnx, or export with a lower opset_version"
+            f"{source} uses opset {version} of ai.onnx (supported by the installed onnx {onnx.__version__}: 1 to "
+            f"{newest}). Upgrade onnx, or export with a lower opset_version"
         )
 
 
@@ -100,8 +100,8 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
         end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
         if end > sizes[file]:
             raise ModelError(
-                f"'{path}': external data file '{tensor.location}' has {sizes[file]} bytes, but tensor '{tensor.name}' ends "
-                f"at byte {end}: the file is cut off. Copy it again"
+                f"'{path}': external data file '{tensor.location}' has {sizes[file]} bytes, but tensor '{tensor.name}' "
+                f"ends at byte {end}: the file is cut off. Copy it again"
             )
 
 
@@ -109,8 +109,8 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) 
     """Write a model; its external data files are copied next to it, unless they are there already.
 
     Raises:
-        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, or the model does not
-            fit in one protobuf message. Nothing half-written is left.
+        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, or the model does
+            not fit in one protobuf message. Nothing half-written is left.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,8 +1,8 @@
-"""The float meaning of ``IntFlashAttention`` as model-local functions: the file then also runs without the library.
+"""The float meaning of ``IntFlashAttention`` as model-local functions: the file then runs without the library too.
 
-ONNX Runtime runs the registered kernel when there is one and the function body when there is none. A body is written for
-one configuration (which inputs are there, packed or separate heads, attribute values); each further configuration of a model
-is an overload of the same function. The bodies state the exact attention, without quantization, in float32.
+ONNX Runtime runs the registered kernel when there is one and the function body when there is none. A body is written
+for one configuration (which inputs are there, packed or separate heads, attribute values); each further configuration
+of a model is an overload of the same function. The bodies state the exact attention, without quantization, in float32.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_
 
 
 def _lengthen(mask: Operand, seqlen_kv: Operand) -> tuple[Operand, Operand]:
-    """A mask may cover fewer keys than there are, with padding behind: repeat its last column, and exclude the others."""
+    """Repeat the last column of a mask that covers only the first keys, and say which keys it covers."""
     columns = Call("Range", (_i(0), _scalar(seqlen_kv), _i(1)))
     length = slice_of(Call("Shape", (mask,)), -1, None)
     broadcast = Call("Equal", (length, _i([1])))

@@ -156,7 +156,8 @@ def _with_bodies(path: str, container: ir.Graph | ir.Function) -> Iterator[tuple
 
 def _sort_if_needed(model: ir.Model) -> None:
     """Sort the nodes of a model whose exporter did not, as the checker demands; leave any other as it is."""
-    if not all(_is_sorted(graph) for graph in (*model.graphs(), *model.functions.values())):
+    containers: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    if not all(_is_sorted(container) for container in containers):
         TopologicalSortPass()(model)
 
 
@@ -181,5 +182,8 @@ def _import_domain(model: ir.Model) -> None:
 
 def _count_nodes(model: ir.Model) -> int:
     """Count nodes in the main graph and in bodies; Constants and our own function bodies are not work."""
-    containers = [model.graph, *(f for f in model.functions.values() if f.domain != op_schema.DOMAIN)]
+    containers: list[ir.Graph | ir.Function] = [
+        model.graph,
+        *(f for f in model.functions.values() if f.domain != op_schema.DOMAIN),
+    ]
     return sum(node.op_type != "Constant" for c in containers for node in c.all_nodes())

@@ -1,6 +1,6 @@
 """Families of exported attention. Each module finds its anchors and matches one; all are read-only.
 
-A family is a module with ``NAME``, ``anchors(graph)`` and ``match(view, anchor)``; ``docs/patterns.md`` says how to add one.
+A family is a module with ``NAME``, ``anchors(graph)`` and ``match(view, anchor)``: ``docs/patterns.md``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Absorptions: what the fused node can do itself instead of nodes around it. Each is one function that may find nothing to do.
+"""Absorptions: what the fused node can do itself instead of nodes around it.
 
-Every one maps a match to an equivalent match; none is needed for correctness.
+Each is one function that maps a match to an equivalent match and may find nothing to do; none is needed for a correct
+result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, join, shape_slice, transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
-_BHSD_FROM_BSHD = (0, 2, 1, 3)
+_BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
 
 
 def absorb(view: View, match: AttentionMatch) -> AttentionMatch:
@@ -38,62 +39,75 @@ def _transposes_and_scales(view: View, match: AttentionMatch) -> AttentionMatch:
     return replace(match, inputs=inputs, attributes={**match.attributes, "scale": scale}, absorbed=tuple(absorbed))
 
 
+def _operation(x: Operand | None) -> Call | None:
+    """Return ``x`` as a call, whether it is one or a node of the graph computes it."""
+    if isinstance(x, Call):
+        return x
+    node = x.producer() if isinstance(x, ir.Value) else None
+    if node is None or node.domain not in ("", "ai.onnx") or not all(node.inputs):
+        return None
+    inputs = tuple(i for i in node.inputs if i is not None)
+    return Call(node.op_type, inputs, {name: a.value for name, a in node.attributes.items()})
+
+
 def _peel(view: View, x: Operand, rank: int, *, may_scale: bool) -> tuple[Operand, tuple[int, ...], float]:
     """Return (base, perm, factor) with ``x = transpose(base, perm) * factor``."""
     perm, factor = tuple(range(rank)), 1.0
-    while True:
-        node = x.producer() if isinstance(x, ir.Value) else None
-        op = x.op_type if isinstance(x, Call) else node.op_type if node is not None and node.domain == "" else ""
-        args = x.inputs if isinstance(x, Call) else node.inputs if node is not None else ()
-        if op == "Transpose":
-            inner = _perm(x, node, rank)
-            perm, x = tuple(inner[p] for p in perm), _first(args)
-        elif op == "Identity":
-            x = _first(args)
-        elif op in ("Mul", "Div") and may_scale and (split := _constant_factor(view, op, args)) is not None:
+    while (call := _operation(x)) is not None:
+        if call.op_type == "Transpose":
+            inner = _perm(call, rank)
+            perm, x = tuple(inner[p] for p in perm), call.inputs[0]
+        elif call.op_type == "Identity":
+            x = call.inputs[0]
+        elif may_scale and (split := _constant_factor(view, call)) is not None:
             x, factor = split[0], factor * split[1]
-        elif op == "Reshape" and node is not None and (inner_value := _swap_through_3d(view, node, rank)) is not None:
+        elif (inner_value := _swap_through_3d(view, x, rank)) is not None:
             swap = (*range(rank - 2), rank - 1, rank - 2)
             perm, x = tuple(swap[p] for p in perm), inner_value
         else:
-            return x, perm, factor
+            break
+    return x, perm, factor
 
 
-def _perm(x: Operand, node: ir.Node | None, rank: int) -> list[int]:
-    if isinstance(x, Call):
-        return list(x.attributes["perm"])
-    assert node is not None
-    return list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else list(range(rank))[::-1]
+def _perm(transposed: Call, rank: int) -> tuple[int, ...]:
+    return tuple(transposed.attributes.get("perm", range(rank)[::-1]))
 
 
-def _first(args: object) -> Operand:
-    return args[0]  # type: ignore[index,no-any-return]
-
-
-def _constant_factor(view: View, op: str, args: object) -> tuple[Operand, float] | None:
-    a, b = args  # type: ignore[misc]
-    for tensor, other in ((a, b), (b, a)) if op == "Mul" else ((a, b),):
+def _constant_factor(view: View, call: Call) -> tuple[Operand, float] | None:
+    """Return (x, c) for ``x * c``, ``c * x`` or ``x / (1 / c)`` with a constant."""
+    if call.op_type not in ("Mul", "Div"):
+        return None
+    first, second = call.inputs
+    for tensor, other in ((first, second), (second, first)) if call.op_type == "Mul" else ((first, second),):
         constant = view.scalar(other) if isinstance(other, ir.Value) else None
         # A constant of more axes than the tensor would add axes; [] and [1] are what exporters write.
-        if constant and view.rank(other) in (0, 1):
-            return tensor, constant if op == "Mul" else 1 / constant
+        if constant and isinstance(other, ir.Value) and view.rank(other) in (0, 1):
+            return tensor, constant if call.op_type == "Mul" else 1 / constant
     return None
 
 
-def _swap_through_3d(view: View, node: ir.Node, rank: int) -> ir.Value | None:
-    """Return x for ``Reshape(Transpose(Reshape(x, 3-D), (0, 2, 1)), shape of x with the last two axes swapped)``."""
-    inner = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if inner is None or inner.op_type != "Transpose" or list(inner.attributes["perm"].as_ints()) != [0, 2, 1]:
+def _swap_through_3d(view: View, x: Operand, rank: int) -> ir.Value | None:
+    """Return y for ``Reshape(Transpose(Reshape(y, 3-D), (0, 2, 1)), shape of y with the last two axes swapped)``."""
+    if not isinstance(x, ir.Value):
         return None
-    first = inner.inputs[0].producer() if inner.inputs[0] is not None else None
-    source = first.inputs[0] if first is not None and first.op_type == "Reshape" else None
-    if source is None:
+    middle = _input_of(x, "Reshape")
+    inner = _input_of(middle, "Transpose")
+    source = _input_of(inner, "Reshape")
+    transposed = _operation(middle)
+    if source is None or inner is None or transposed is None or _perm(transposed, 3) != (0, 2, 1):
         return None
-    before, middle, after = view.dims.of(source), view.dims.of(_first(inner.inputs)), view.dims.of(node.outputs[0])  # type: ignore[arg-type]
-    if before is None or after is None or middle is None or not len(before) == len(after) == rank or len(middle) != 3:
+    before, merged, after = view.dims.of(source), view.dims.of(inner), view.dims.of(x)
+    if before is None or after is None or merged is None or not len(before) == len(after) == rank or len(merged) != 3:
         return None
     is_swap = before[:-2] == after[:-2] and before[-1] == after[-2] and before[-2] == after[-1]
-    return source if is_swap and middle[-2:] == before[-2:] else None
+    return source if is_swap and merged[-2:] == before[-2:] else None
+
+
+def _input_of(x: Operand | None, op_type: str) -> ir.Value | None:
+    """Return the first input of the ``op_type`` that computes ``x``; None where something else does."""
+    call = _operation(x)
+    source = call.inputs[0] if call is not None and call.op_type == op_type and call.inputs else None
+    return source if isinstance(source, ir.Value) else None
 
 
 def _grouped_queries(view: View, match: AttentionMatch) -> AttentionMatch:
@@ -109,27 +123,20 @@ def _grouped_queries(view: View, match: AttentionMatch) -> AttentionMatch:
 
 def _ungrouped(view: View, x: Operand) -> tuple[ir.Value, int] | None:
     """Return the value with the original heads [B, Hkv, S, D], and Hkv."""
-    reshape = x.producer() if isinstance(x, ir.Value) else None
-    expand = _producer(reshape, "Reshape")
-    unsqueeze = _producer(expand, "Expand")
-    source = unsqueeze.inputs[0] if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" else None
-    if reshape is None or expand is None or unsqueeze is None or source is None:
+    wide = _input_of(x, "Reshape")
+    unsqueezed = _input_of(wide, "Expand")
+    source = _input_of(unsqueezed, "Unsqueeze")
+    unsqueeze = unsqueezed.producer() if unsqueezed is not None else None
+    if not isinstance(x, ir.Value) or source is None or unsqueeze is None:
         return None
-    before, wide, after = view.dims.of(source), view.dims.of(expand.outputs[0]), view.dims.of(reshape.outputs[0])
-    if before is None or wide is None or after is None or (len(before), len(wide), len(after)) != (4, 5, 4):
+    before, repeated, after = view.dims.of(source), view.dims.of(wide), view.dims.of(x)
+    if before is None or repeated is None or after is None or (len(before), len(repeated), len(after)) != (4, 5, 4):
         return None
-    heads, group, total = before[1], wide[2], after[1]
-    known = isinstance(heads, int) and isinstance(group, int) and isinstance(total, int)
-    if view.axes(unsqueeze) not in ([2], [-3]) or not known or wide[1] != heads or heads * group != total:
+    heads, group, total = before[1], repeated[2], after[1]
+    if not (isinstance(heads, int) and isinstance(group, int) and isinstance(total, int)):
         return None
-    return (source, heads) if before[3] == after[3] and isinstance(heads, int) else None
-
-
-def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
-    """Return the producer of the first input of ``node`` if ``node`` is an ``op_type``."""
-    if node is None or node.op_type != op_type or not node.inputs or node.inputs[0] is None:
-        return None
-    return node.inputs[0].producer()
+    repeats_heads = view.axes(unsqueeze) in ([2], [-3]) and repeated[1] == heads and heads * group == total
+    return (source, heads) if repeats_heads and before[3] == after[3] else None
 
 
 def _zero_mask(view: View, match: AttentionMatch) -> AttentionMatch:
@@ -157,13 +164,10 @@ def _is_zero(view: View, value: ir.Value | None) -> bool:
 
 def _bool_mask(view: View, match: AttentionMatch) -> AttentionMatch:
     """Give ``Where(attend, 0, -inf)`` as the boolean mask it was made from."""
-    mask = match.inputs.get("attn_mask")
-    node = mask.producer() if isinstance(mask, ir.Value) else None
-    op = mask.op_type if isinstance(mask, Call) else node.op_type if node is not None else ""
-    if op != "Where":
+    call = _operation(match.inputs.get("attn_mask"))
+    if call is None or call.op_type != "Where":
         return match
-    args: tuple[Operand, ...] = tuple(mask.inputs) if isinstance(mask, Call) else tuple(node.inputs)  # type: ignore
-    condition, kept, dropped = args
+    condition, kept, dropped = call.inputs
     if _number(view, kept) == 0 and _number(view, dropped) == -np.inf:
         return replace(match, inputs={**match.inputs, "attn_mask": condition})
     if _number(view, dropped) == 0 and _number(view, kept) == -np.inf:
@@ -193,18 +197,18 @@ def _four_axes(view: View, match: AttentionMatch) -> AttentionMatch:
             if mask_rank is None:
                 mask = Call("Expand", (mask, _scores_shape(match)))
             mask = Call("Unsqueeze", (mask,), {"axes": axes})
-        heads = (1, 1)
+        heads: int | None = 1
     else:
         q, v = inputs["Q"], inputs["V"]
         if mask is not None:
             mask = _merge_leading(Call("Expand", (mask, _scores_shape(match))))
         inputs = {n: _merge_leading(x) for n, x in inputs.items()}
         result = Call("Reshape", (RESULT, join(shape_slice(q, 0, -1), shape_slice(v, -1, None))))
-        heads = (None, None)
+        heads = None
     if mask is not None:
         inputs["attn_mask"] = mask
     outputs = {value: _substitute(x, result) for value, x in match.outputs.items()}
-    return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=heads[0], kv_num_heads=heads[1])
+    return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=heads, kv_num_heads=heads)
 
 
 def _scores_shape(match: AttentionMatch) -> Operand:
@@ -243,7 +247,7 @@ def _broadcast(view: View, match: AttentionMatch) -> AttentionMatch:
         for name in names:
             if wide is None or known[name] != 1 or (axis == 1 and names == ("Q", "K") and name == "K"):
                 continue
-            target = [Const(np.array([1], np.int64))] * 4
+            target: list[Operand] = [Const(np.array([1], np.int64))] * 4
             shape = Call(
                 "Concat", (*target[:axis], shape_slice(inputs[wide], axis, axis + 1), *target[axis + 1 :]), {"axis": 0}
             )
@@ -279,34 +283,27 @@ def _substitute(x: Operand, result: Operand) -> Operand:
 
 def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:
     """Read Q, K, V as [B, S, H*D] and write Y as [B, S, H*Dv] where the graph transposes them only for the products."""
-    bases = [_bshd(view, match.inputs[name]) for name in ("Q", "K", "V")]
-    target = _only_reader(view, next(iter(match.outputs)), "Transpose")
-    is_back = target is not None and _perm(target.outputs[0], target, 4) == [0, 2, 1, 3]
-    if (
-        target is None
-        or not is_back
-        or any(b is None for b in bases)
-        or match.outputs[next(iter(match.outputs))] is not RESULT
-    ):
+    q, k, v = (_bshd(view, match.inputs[name]) for name in ("Q", "K", "V"))
+    pv_out, result = next(iter(match.outputs.items()))
+    back = _only_reader(view, pv_out)
+    if q is None or k is None or v is None or k[1] != v[1] or result is not RESULT or match.head_dim_v is None:
         return match
-    (q, heads), (k, kv_heads), (v, v_heads) = (b for b in bases if b is not None)
-    if kv_heads != v_heads or match.head_dim_v is None:
+    is_back = back is not None and back.op_type == "Transpose" and "perm" in back.attributes
+    if back is None or not is_back or tuple(back.attributes["perm"].as_ints()) != _BSHD:
         return match
-    pv_out = next(iter(match.outputs))
-    bshd = Call("Reshape", (RESULT, Const(np.array([0, 0, heads, match.head_dim_v], np.int64))))
-    outputs: dict[ir.Value, Operand] = {target.outputs[0]: bshd}
+    bshd = Call("Reshape", (RESULT, Const(np.array([0, 0, q[1], match.head_dim_v], np.int64))))
+    outputs: dict[ir.Value, Operand] = {back.outputs[0]: bshd}
     for node, _ in view.metadata_readers(pv_out):
         if node.op_type != "Shape":
             return match
-        perm = [0, 2, 1, 3][int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
-        outputs[node.outputs[0]] = Call(
-            "Gather", (Call("Shape", (bshd,)), Const(np.array(perm, np.int64))), {"axis": 0}
-        )
-    outputs.update({v: x for v, x in match.outputs.items() if v is not pv_out})
+        axes = _BSHD[int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
+        shape = Call("Shape", (bshd,))
+        outputs[node.outputs[0]] = Call("Gather", (shape, Const(np.array(axes, np.int64))), {"axis": 0})
+    outputs.update({value: x for value, x in match.outputs.items() if value is not pv_out})
     return replace(
         match,
-        inputs={**match.inputs, "Q": q, "K": k, "V": v},
-        attributes={**match.attributes, "q_num_heads": heads, "kv_num_heads": kv_heads},
+        inputs={**match.inputs, "Q": q[0], "K": k[0], "V": v[0]},
+        attributes={**match.attributes, "q_num_heads": q[1], "kv_num_heads": k[1]},
         outputs=outputs,
         rank=3,
         absorbed=(*match.absorbed, "bshd"),
@@ -315,27 +312,23 @@ def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:
 
 def _bshd(view: View, x: Operand) -> tuple[Operand, int] | None:
     """Return [B, S, H*D] and H for a Transpose of [B, S, H, D]."""
-    node = x.producer() if isinstance(x, ir.Value) else None
-    op = x.op_type if isinstance(x, Call) else node.op_type if node is not None else ""
-    if op != "Transpose" or tuple(_perm(x, node, 4)) != _BHSD_FROM_BSHD:
+    call = _operation(x)
+    if call is None or call.op_type != "Transpose" or _perm(call, 4) != _BSHD:
         return None
-    base = _first(x.inputs if isinstance(x, Call) else node.inputs)  # type: ignore[union-attr]
+    base = call.inputs[0]
     heads = view.dim(base, 2) if isinstance(base, ir.Value) else None
-    if heads is None or not isinstance(base, ir.Value):
+    if heads is None:
         return None
-    reshape = base.producer()
-    packed = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
-    before, after = (view.dims.of(packed) if packed is not None else None), view.dims.of(base)
+    packed = _input_of(base, "Reshape")
+    before, after = view.dims.of(packed), view.dims.of(base) if isinstance(base, ir.Value) else None
     if packed is not None and before is not None and after is not None and len(before) == 3 and before[:2] == after[:2]:
         return packed, heads
     return Call("Reshape", (base, Const(np.array([0, 0, -1], np.int64)))), heads
 
 
-def _only_reader(view: View, value: ir.Value, op_type: str) -> ir.Node | None:
+def _only_reader(view: View, value: ir.Value) -> ir.Node | None:
     readers = view.readers(value)
-    if len(readers) != 1 or value.is_graph_output() or readers[0][0].op_type != op_type:
-        return None
-    return readers[0][0]
+    return readers[0][0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns.core import check_readers, match_core
+from intfa_onnx.patterns.core import match_core
 from intfa_onnx.patterns.match import AttentionMatch, NoMatch, node_name
 from intfa_onnx.patterns.view import View, int_attribute
+from intfa_onnx.patterns.walk import check_readers
 
 NAME = "decomposed_softmax"
 
@@ -36,12 +37,12 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
     shift = exponent.producer() if exponent is not None else None
     if exponent is None:
         raise NoMatch("Exp without input")
-    scores, readers, reductions = exponent, {exp}, [total]
-    maximum = (
-        shift.inputs[1].producer() if shift is not None and _is(shift, "Sub") and shift.inputs[1] is not None else None
-    )
-    if shift is not None and maximum is not None and _is(maximum, "ReduceMax") and maximum.inputs[0] is shift.inputs[0]:
-        # e is the same for every shift of a row; the graph subtracts the maximum for safety, as the fused operator does.
+    scores: ir.Value | None = exponent
+    readers, reductions = {exp}, [total]
+    row = shift.inputs[1] if shift is not None and _is(shift, "Sub") else None
+    maximum = row.producer() if row is not None else None
+    if shift is not None and maximum is not None and _is_maximum_of(maximum, shift.inputs[0]):
+        # Softmax is the same for every shift of a row; the maximum is subtracted for safety.
         check_readers(view, exponent, {exp})
         scores, readers = shift.inputs[0], {shift, maximum}
         reductions.append(maximum)
@@ -63,3 +64,7 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
 
 def _is(node: ir.Node | None, op_type: str) -> bool:
     return node is not None and node.op_type == op_type and node.domain in ("", "ai.onnx")
+
+
+def _is_maximum_of(node: ir.Node, value: ir.Value | None) -> bool:
+    return _is(node, "ReduceMax") and node.inputs[0] is value

@@ -1,11 +1,12 @@
 """Where sizes come from: each is an int, or a token such that equal tokens are equal sizes.
 
-Shape inference leaves most sizes of a TorchScript export open, because they pass through Shape, Gather, Concat and Reshape. This
-follows them back to an int, a symbolic name, or the axis of a value.
+Shape inference leaves most sizes of a TorchScript export open, because they pass through Shape, Gather, Concat and
+Reshape. This follows them back to an int, a symbolic name, or the axis of a value.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ class Dims:
         key = (value, axis)
         if key not in self._known:
             shape = self._view.shape(value)
-            known = shape[axis] if shape is not None and axis < len(shape) else None
+            known: Token | None = shape[axis] if shape is not None and axis < len(shape) else None
             if not isinstance(known, int):
                 self._depth += 1
                 traced = self._trace(value, axis) if self._depth < _MAX_DEPTH else None
@@ -85,11 +86,11 @@ class Dims:
     def _content(self, node: ir.Node) -> tuple[Token | None, ...] | None:
         first, op = node.inputs[0], node.op_type
         if op == "Shape" and first is not None:
-            sizes = self.of(first)
-            if sizes is None:
+            shape = self.of(first)
+            if shape is None:
                 return None
             start, end = node.attributes.get("start"), node.attributes.get("end")
-            return sizes[start.as_int() if start else 0 : end.as_int() if end else len(sizes)]
+            return shape[start.as_int() if start else 0 : end.as_int() if end else len(shape)]
         if op in ("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"):
             return self.content(first)
         if op == "Concat":
@@ -186,7 +187,8 @@ class Dims:
                 others.remove(size)
         if not all(isinstance(s, int) for s in (*rest, *others)):
             return None if others or len(rest) != 1 else rest[0]
-        total, divisor = _product(rest), _product(others)
+        total = math.prod(s for s in rest if isinstance(s, int))
+        divisor = math.prod(s for s in others if isinstance(s, int))
         return total // divisor if divisor else None
 
     def _along_other_axes(self, node: ir.Node, axis: int) -> Token | None:
@@ -222,10 +224,3 @@ class Dims:
             return None
         start, end = (int(b.reshape(-1)[position]) for b in bounds if b is not None)
         return len(range(size)[start : end : int(step.reshape(-1)[position]) if step is not None else 1])
-
-
-def _product(sizes: list[Token]) -> int:
-    result = 1
-    for size in sizes:
-        result *= int(size)  # type: ignore[arg-type]
-    return result

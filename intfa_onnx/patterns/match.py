@@ -1,8 +1,8 @@
 """What a family returns: a match, which states an attention in the terms of the standard ``Attention``, or a rejection.
 
-A match is data. It refers to values of the graph and, where the graph holds no value with the needed meaning (a key that is
-stored transposed, a mask made of three additions), to small expressions over them; ``lower`` turns these into nodes. Nothing
-here, and nothing in the families, changes the graph.
+A match is data. It refers to values of the graph and, where the graph holds no value with the needed meaning (a key
+stored transposed, a mask made of three additions), to small expressions over them; ``lower`` turns these into nodes.
+Nothing here, and nothing in the families, changes the graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Result:
     """Stands for the fused node's first output in ``AttentionMatch.outputs``."""
 
 
-Operand = Union[ir.Value, Const, Call, Result]  # noqa: UP007: Call and Operand refer to each other
+Operand = Union[ir.Value, Const, Call, Result]  # noqa: UP007
 RESULT = Result()
 
 
@@ -88,7 +88,7 @@ class Rejection:
     supported: bool = False  # True: it is attention that stays as it is on purpose ("kept" in the report)
 
 
-class NoMatch(Exception):  # noqa: N818: control flow within a family, never an error
+class NoMatch(Exception):
     """Raised inside a family to end a match; carries the reason."""
 
 
@@ -116,3 +116,26 @@ def shape_slice(x: Operand, start: int, end: int | None) -> Operand:
 def join(a: Operand, b: Operand) -> Operand:
     """Return the concatenation of two lists of sizes."""
     return Call("Concat", (a, b), {"axis": 0})
+
+
+def float_dtype(dtype: ir.DataType | None) -> ir.DataType:
+    """Return the element type, if the operator knows it.
+
+    Raises:
+        NoMatch: it does not.
+    """
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16) or dtype is None:
+        found = dtype.name if dtype is not None else "unknown"
+        raise NoMatch(f"element type {found} is unsupported (supported: FLOAT, FLOAT16, BFLOAT16)")
+    return dtype
+
+
+def required(value: ir.Value | None) -> ir.Value:
+    """Return an input that has to be there.
+
+    Raises:
+        NoMatch: it is missing.
+    """
+    if value is None:
+        raise NoMatch("an input is missing")
+    return value

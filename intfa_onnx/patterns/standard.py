@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns.match import RESULT, AttentionMatch, NoMatch, Operand
+from intfa_onnx.patterns.match import RESULT, AttentionMatch, NoMatch, Operand, float_dtype
 from intfa_onnx.patterns.view import View
 
 NAME = "attention"
@@ -44,9 +44,7 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
     q, k, v = anchor.inputs[:3]
     if any(anchor.attributes[name].is_ref() for name in _ATTRIBUTES if name in anchor.attributes):
         raise NoMatch("an attribute refers to a parameter of the enclosing function")
-    dtype, rank = view.dtype(q), view.rank(q)
-    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        raise NoMatch(f"element type {dtype and dtype.name} is unsupported (supported: FLOAT, FLOAT16, BFLOAT16)")
+    dtype, rank = float_dtype(view.dtype(q)), view.rank(q)
     if rank not in (3, 4):
         raise NoMatch(f"Q has {'an unknown number of' if rank is None else rank} axes (supported: 3 and 4)")
     if rank == 3:

@@ -1,7 +1,7 @@
 """Read-only facts about a model's values: constants, shapes, element types, consumers.
 
-Shapes come from the model and from ONNX shape inference on a clone without weights; where inference does not reach, the rank
-is read off the operators (a Transpose has as many axes as its permutation).
+Shapes come from the model and from ONNX shape inference on a clone; where inference does not reach, the rank is read
+off the operators (a Transpose has as many axes as its permutation), and sizes are traced by ``dims``.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ class View:
         """Infer each function's body from what all its calls agree on, callers first."""
         pending = dict(model.functions)
         calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {identifier: [] for identifier in pending}
-        called_by = {None: _calls(model.graph, pending), **{i: _calls(f, pending) for i, f in pending.items()}}
-        for nodes in called_by.values():
-            for node in nodes:
-                calls[node.op_identifier()].append(node)
+        called_by = {identifier: _calls(function, pending) for identifier, function in pending.items()}
+        for node in (*_calls(model.graph, pending), *(n for nodes in called_by.values() for n in nodes)):
+            calls[node.op_identifier()].append(node)
         while pending:
             waiting = {n.op_identifier() for i in pending for n in called_by[i]}
             ready = [i for i in pending if i not in waiting]
@@ -73,7 +72,8 @@ class View:
                     arguments = [n.inputs[index] if index < len(n.inputs) else None for n in calls[identifier]]
                     parameter.shape = _common_shape([self.shape(a) for a in arguments])
                     dtypes = {self.dtype(a) for a in arguments}
-                    parameter.dtype = dtypes.pop() if len(dtypes) == 1 else None
+                    if len(dtypes) == 1 and (dtype := dtypes.pop()) is not None:
+                        parameter.dtype = dtype
                 others = [f.clone() for f in model.functions.values()]
                 _infer_quietly(ir.Model(clone.graph, ir_version=model.ir_version or 8, functions=others))
                 self._learn(function, clone)

@@ -1,0 +1,178 @@
+"""The walk from a softmax down to P V and up to Q K^T: which nodes lie in between, not what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from intfa_onnx.patterns.match import NoMatch, node_name
+from intfa_onnx.patterns.view import View
+
+SAME_VALUE = ("Cast", "CastLike", "Identity")
+SAME_ELEMENTS = ("Reshape", "Squeeze", "Unsqueeze")
+_MAX_STEPS = 16
+
+
+@dataclass
+class Down:
+    """The way from the softmax to the product with V."""
+
+    node: ir.Node
+    side: int  # by which input P enters the product
+    values: list[ir.Value]
+    guarded: bool = False  # NaN is replaced by 0
+    factor: float = 1.0
+    reshaped: bool = False
+    row_guards: tuple[ir.Value, ...] = ()  # rows where all of this is -inf are replaced by 0
+
+
+def walk_down(view: View, probs: ir.Value) -> Down:
+    value, guarded, reshaped, factor, passed = probs, False, False, 1.0, []
+    row_guards: tuple[ir.Value, ...] = ()
+    for _ in range(_MAX_STEPS):
+        passed.append(value)
+        if value.is_graph_output():
+            raise NoMatch("the probabilities are an output of the graph")
+        readers = view.readers(value)
+        if len(readers) == 2 and {n.op_type for n, _ in readers} == {"IsNaN", "Where"}:
+            value, guarded = _nan_guard(view, value, readers), True
+            continue
+        if len(readers) != 1:
+            raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
+        node, index = readers[0]
+        if node.op_type in ("MatMul", "Einsum"):
+            return Down(node, index, passed, guarded or bool(row_guards), factor, reshaped, row_guards)
+        if node.op_type in SAME_VALUE or (node.op_type == "Dropout" and is_idle_dropout(view, node)):
+            pass
+        elif node.op_type in SAME_ELEMENTS:
+            reshaped = True
+        elif (masked := _row_guard(view, node, index)) is not None:
+            row_guards = (*row_guards, masked)
+        elif (
+            node.op_type in ("Mul", "Div")
+            and (constant := view.scalar(node.inputs[1 - index]))
+            and not (node.op_type == "Div" and index == 1)
+        ):
+            factor *= constant if node.op_type == "Mul" else 1 / constant
+        else:
+            raise NoMatch(
+                f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V"
+            )
+        value = node.outputs[0]
+    raise NoMatch("no product with V below the softmax")
+
+
+def _nan_guard(view: View, probs: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Value:
+    """Return the output of ``Where(IsNaN(P), 0, P)``."""
+    where, index = next((n, i) for n, i in readers if n.op_type == "Where")
+    condition = where.inputs[0].producer() if where.inputs[0] is not None else None
+    is_guard = condition is not None and condition.op_type == "IsNaN" and condition.inputs[0] is probs
+    if index != 2 or not is_guard or view.scalar(where.inputs[1]) != 0:
+        raise NoMatch(f"the probabilities are rewritten by '{node_name(where)}', which is not a NaN guard")
+    return where.outputs[0]
+
+
+def _row_guard(view: View, node: ir.Node, index: int) -> ir.Value | None:
+    """Return x for ``Where(ReduceMax(x) == -inf, 0, P)``, which is how ONNX's own function body guards."""
+    if node.op_type != "Where" or index != 2 or view.scalar(node.inputs[1]) != 0 or node.inputs[0] is None:
+        return None
+    equal = node.inputs[0].producer()
+    if equal is None or equal.op_type != "Equal" or view.scalar(equal.inputs[1]) != -np.inf or equal.inputs[0] is None:
+        return None
+    maximum = equal.inputs[0].producer()
+    if maximum is None or maximum.op_type != "ReduceMax" or maximum.inputs[0] is None:
+        return None
+    axes, rank = view.axes(maximum), view.rank(maximum.inputs[0])
+    return maximum.inputs[0] if axes is not None and axes in ([-1], [rank - 1] if rank else [-1]) else None
+
+
+def check_row_guards(guards: tuple[ir.Value, ...], qk_node: ir.Node, path: Path) -> None:
+    """Check that a guard looks at the mask or the masked scores: then it replaces exactly the rows without a key."""
+    seen = {qk_node.outputs[0], *(v for n, _ in path for v in (*n.inputs, *n.outputs))}
+    if any(g not in seen for g in guards):
+        raise NoMatch("the probabilities are overwritten where something other than their mask says so")
+
+
+def is_idle_dropout(view: View, node: ir.Node) -> bool:
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    mask_used = len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output())
+    return not mask_used and (training is None or view.scalar(training) == 0)
+
+
+# A step of the way up from softmax: the node, and the input by which the scores enter it.
+Path = list[tuple[ir.Node, int]]
+
+
+def walk_up(view: View, scores: ir.Value) -> tuple[ir.Node, Path]:
+    """Find Q K^T above ``scores``: its node and the steps from it down to the softmax."""
+    blocked: list[str] = []
+    found = _find_product(view, scores, 0, blocked)
+    if found is None:
+        raise NoMatch(blocked[0] if blocked else "no product Q K^T above the softmax")
+    node, path = found
+    return node, path[::-1]
+
+
+def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -> tuple[ir.Node, Path] | None:
+    node = value.producer()
+    if node is None or depth > _MAX_STEPS or node.domain not in ("", "ai.onnx"):
+        return None
+    # A product with constant weights is a projection. Constant queries, though, are what latents and prompts are.
+    is_product = node.op_type in ("MatMul", "Einsum") and not any(view.is_constant(i) for i in node.inputs[-1:])
+    if not is_product and node.op_type not in _SCORE_INPUTS:
+        return None
+    best: tuple[ir.Node, Path] | None = (node, []) if is_product else None
+    for index in () if is_product else _SCORE_INPUTS[node.op_type]:
+        entering = node.inputs[index] if index < len(node.inputs) else None
+        if entering is None or (found := _find_product(view, entering, depth + 1, blocked)) is None:
+            continue
+        candidate = (found[0], [(node, index), *found[1]])
+        if best is None or _cost(candidate[1]) < _cost(best[1]):
+            best = candidate
+    if best is None:
+        return None
+    try:
+        if depth > 0:
+            check_readers(view, value, {n for n, _ in view.readers(value)[:1]})
+    except NoMatch as reason:
+        blocked.append(str(reason))
+        return None
+    return best
+
+
+def check_readers(view: View, scores: ir.Value, expected: set[ir.Node]) -> None:
+    """Check that only the expected nodes need the scores.
+
+    Raises:
+        NoMatch: the scores are an output of the graph, or other nodes read them.
+    """
+    if scores.is_graph_output():
+        raise NoMatch("the scores are an output of the graph")
+    others = [(n, i) for n, i in view.readers(scores) if n not in expected]
+    if others:
+        raise NoMatch(f"the scores have other consumers ({_op_types(others)})")
+
+
+# Which inputs the scores may come through, in order of preference.
+_SCORE_INPUTS = {
+    **dict.fromkeys((*SAME_VALUE, *SAME_ELEMENTS, "Dropout", "Tanh", "Transpose", "Clip"), (0,)),
+    **dict.fromkeys(("Mul", "Add", "Max", "Min"), (0, 1)),
+    **dict.fromkeys(("Div", "Sub"), (0,)),
+    "Where": (1, 2),
+}
+
+
+def _cost(path: Path) -> int:
+    """Prefer the plain way: of two products that are added, the one that is reshaped is a position bias."""
+    return sum(5 if n.op_type in (*SAME_ELEMENTS, "Transpose", "Tanh") else 1 for n, _ in path)
+
+
+def values_on_path(qk_node: ir.Node, path: Path) -> list[ir.Value]:
+    """Return the values from Q K^T to the softmax's input."""
+    return [qk_node.outputs[0], *(n.outputs[0] for n, _ in path)]
+
+
+def _op_types(readers: list[tuple[ir.Node, int]]) -> str:
+    return ", ".join(sorted(n.op_type for n, _ in readers))
