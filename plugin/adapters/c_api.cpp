@@ -135,6 +135,21 @@ INTFA_API int intfa_run_cpu(const intfa_problem* problem, const intfa_tensors* t
   });
 }
 
+INTFA_API int intfa_workspace_bytes_cuda(const intfa_problem* problem, size_t* bytes, char* message,
+                                         size_t message_size) {
+  return answer(message, message_size,
+                [&] { return intfa::workspace_bytes(to_problem(*problem), {.device = intfa::Device::kCuda}, bytes); });
+}
+
+INTFA_API int intfa_run_cuda(const intfa_problem* problem, const intfa_tensors* tensors, void* workspace, void* stream,
+                             char* message, size_t message_size) {
+  return answer(message, message_size, [&] {
+    intfa::AttentionTensors t = to_tensors(*tensors);
+    t.workspace = workspace;
+    return intfa::run(to_problem(*problem), t, {.device = intfa::Device::kCuda, .stream = stream});
+  });
+}
+
 INTFA_API int intfa_quantize_cpu(const intfa_problem* problem, const intfa_tensors* tensors, int64_t batch,
                                  int64_t kv_head, const intfa_codes* codes, char* message, size_t message_size) {
   return answer(message, message_size, [&]() -> Status {

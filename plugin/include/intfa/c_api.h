@@ -1,5 +1,6 @@
-/* The core as a C interface, for ctypes, tests and benchmarks. Same meaning as intfa/attention.h; enumerations are its values.
- * Functions return an intfa::StatusCode; a message is written to `message`, cut to `message_size` bytes, zero-terminated. */
+/* The core as a C interface, for ctypes, tests and benchmarks. Same meaning as intfa/attention.h; enumerations are its
+ * values. Functions return an intfa::StatusCode; a message is written to `message`, cut to `message_size` bytes,
+ * zero-terminated. */
 #ifndef INTFA_C_API_H_
 #define INTFA_C_API_H_
 
@@ -51,6 +52,13 @@ int intfa_validate(const intfa_problem* problem, int device, char* message, size
 /* Runs on the CPU with up to num_threads threads of its own; allocates the workspace. */
 int intfa_run_cpu(const intfa_problem* problem, const intfa_tensors* tensors, int num_threads, char* message,
                   size_t message_size);
+
+/* Device memory that intfa_run_cuda needs, at a multiple of 256 bytes. */
+int intfa_workspace_bytes_cuda(const intfa_problem* problem, size_t* bytes, char* message, size_t message_size);
+
+/* Enqueues on `stream`, a cudaStream_t; all pointers of `tensors` are device pointers. */
+int intfa_run_cuda(const intfa_problem* problem, const intfa_tensors* tensors, void* workspace, void* stream,
+                   char* message, size_t message_size);
 
 /* Quantizes as intfa_run_cpu does, for tests. precision must be int8. */
 int intfa_quantize_cpu(const intfa_problem* problem, const intfa_tensors* tensors, int64_t batch, int64_t kv_head,
