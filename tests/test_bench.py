@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from intfa_onnx.bench import report
+from intfa_onnx.bench.candidate import Candidate
 from intfa_onnx.bench.limits import bounds, find_device, percent_of_limit
 from intfa_onnx.bench.op import OURS, bench_problem
-from intfa_onnx.bench.peers_cpu import CPU_PEERS, Candidate
+from intfa_onnx.bench.peers_cpu import CPU_PEERS
 from intfa_onnx.bench.problem import DATA_KINDS, Problem
 from intfa_onnx.bench.timing import Timing, measure, ratio
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from intfa_onnx.bench.candidate import Candidate, Inputs
 from intfa_onnx.bench.limits import Device, percent_of_limit
-from intfa_onnx.bench.peers_cpu import Candidate, Inputs
 from intfa_onnx.bench.problem import Problem
 from intfa_onnx.bench.timing import Timing, host_timer, measure, ratio
 from intfa_onnx.errors import IntfaError

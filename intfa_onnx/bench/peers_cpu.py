@@ -7,34 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from intfa_onnx.bench.candidate import Candidate, Inputs
 from intfa_onnx.bench.problem import Problem
 from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.op_schema import DOMAIN, OP_TYPE
 from intfa_onnx.session import open_session
 
 CONTRIB = "com.microsoft"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Something to verify and to time.
-
-    Attributes:
-        run: one call, complete when it returns (CPU) or enqueued (GPU).
-        output: the last call's result, float32 [batch, heads, seqlen, head_dim].
-    """
-
-    run: Callable[[], object]
-    output: Callable[[], np.ndarray]
-
-
-Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def intfa_int8(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
