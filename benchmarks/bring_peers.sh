@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Fills .peers/ with what benchmarks/gpu_session.sh needs on a machine without a network: the build's downloads, and the peers that
+# are pure Python. Copy the checkout with .peers/ there.
+#
+#   benchmarks/bring_peers.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+export INTFA_CACHE_DIR=$PWD/.peers/cache
+mkdir -p "$INTFA_CACHE_DIR" .peers/python
+cmake -S . -B "$(mktemp -d)" -DINTFA_CUDA=OFF >/dev/null # configuring is what downloads
+"$python" -m pip install --quiet --no-deps --upgrade --target .peers/python sageattention==1.0.6
+du -sh .peers

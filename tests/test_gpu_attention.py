@@ -1,0 +1,126 @@
+"""The CUDA backend on a real GPU, over the cases that the simulators run: what they cannot see is checked here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from c_abi import OK, Call, make_call
+from cases import CASES, AttentionCase
+
+from intfa_onnx import c_abi
+
+pytestmark = pytest.mark.gpu
+
+TILE_N = 64
+FORMS = (("int8", "tile"), ("int8", "paper"), ("int8_qk", "tile"))
+OUTPUTS = ("y", "present_key", "present_value", "lse")
+
+
+class DeviceCall:
+    """A call's arrays on the GPU, byte for byte, so that every type travels alike."""
+
+    def __init__(self, call: Call) -> None:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device")
+        self.call, self.torch = call, torch
+        self.arrays = {name: self._upload(array) for name, array in call.arrays.items()}
+        names = {"Q": "q", "K": "k", "V": "v", "attn_mask": "mask"}
+        pointers = {names.get(name, name): array.data_ptr() for name, array in self.arrays.items()}
+        self.problem = c_abi.Problem.from_buffer_copy(call.problem)
+        self.problem.tile_n = 0
+        self.tensors = c_abi.Tensors(**pointers)
+        size = c_abi.cuda_workspace_bytes(self.problem)
+        self.workspace = torch.full((max(size, 1),), 0xA5, dtype=torch.uint8, device="cuda")
+
+    def _upload(self, array: np.ndarray) -> Any:
+        data = np.frombuffer(array.tobytes() or b"\0", np.uint8)
+        return self.torch.from_numpy(data.copy()).cuda()
+
+    def enqueue(self) -> None:
+        stream = self.torch.cuda.current_stream().cuda_stream
+        c_abi.run_cuda(self.problem, self.tensors, self.workspace.data_ptr(), stream)
+
+    def run(self) -> dict[str, np.ndarray]:
+        for name in OUTPUTS:
+            self.arrays[name].fill_(0xA5)  # an element that is not written shows
+        self.enqueue()
+        self.torch.cuda.synchronize()
+        return {name: self.download(name) for name in OUTPUTS}
+
+    def download(self, name: str) -> np.ndarray:
+        like = self.call.arrays[name]
+        return np.frombuffer(self.arrays[name].cpu().numpy().tobytes(), like.dtype, like.size).reshape(like.shape)
+
+
+def device_call(case: AttentionCase, precision: str = "int8", scheme: str = "tile") -> DeviceCall:
+    return DeviceCall(make_call(case, precision=precision, scheme=scheme, tile_n=TILE_N))
+
+
+@pytest.mark.parametrize(("precision", "scheme"), FORMS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gpu_is_the_cpu_backend(case: AttentionCase, precision: str, scheme: str) -> None:
+    """Same integers, only exp2 differs: a code of P may flip by one, which moves y by less than 2e-3 of its range."""
+    device = device_call(case, precision, scheme)
+    result = device.run()
+    code, message = device.call.run()
+    assert code == OK, message
+    expected = device.call.arrays
+    for name in ("present_key", "present_value"):
+        assert result[name].tobytes() == expected[name].tobytes(), name
+    y, expected_y = (x["y"].astype(np.float64) for x in (result, expected))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected_y))
+    np.testing.assert_array_equal(np.isposinf(y), np.isposinf(expected_y))
+    np.testing.assert_array_equal(np.isneginf(y), np.isneginf(expected_y))
+    finite = np.isfinite(expected_y)
+    steps = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(case.dtype, 0.0)  # a rounding of the output may flip too
+    bound = 2e-3 * np.abs(expected_y[finite]).max(initial=0) + steps * np.abs(expected_y[finite])
+    assert (np.abs(y[finite] - expected_y[finite]) <= bound).all()
+    np.testing.assert_array_equal(np.isfinite(result["lse"]), np.isfinite(expected["lse"]))
+    lse = np.isfinite(expected["lse"])
+    np.testing.assert_allclose(result["lse"][lse], expected["lse"][lse], rtol=1e-5, atol=2e-3)
+
+
+def test_gpu_graph_replays() -> None:
+    """Nothing allocates or synchronizes: the call can be captured, and a replay sees new inputs."""
+    case = next(c for c in CASES if c.name == "causal")
+    device = device_call(case)
+    torch = device.torch
+    first = device.run()["y"].copy()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        device.enqueue()
+    other = device_call(dataclasses.replace(case, seed=case.seed + 1))
+    expected = other.run()["y"]
+    for name in ("Q", "K", "V"):
+        device.arrays[name].copy_(other.arrays[name])
+    for _ in range(3):
+        device.arrays["y"].fill_(0xA5)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert device.download("y").tobytes() == expected.tobytes()
+    assert first.tobytes() != expected.tobytes()
+
+
+def test_gpu_streams_do_not_disturb_each_other() -> None:
+    case = next(c for c in CASES if c.name == "plain")
+    devices = [device_call(dataclasses.replace(case, seed=seed)) for seed in range(4)]
+    expected = [d.run()["y"].tobytes() for d in devices]
+    torch = devices[0].torch
+    streams = [torch.cuda.Stream() for _ in devices]
+    for _ in range(20):
+        for device, stream in zip(devices, streams, strict=True):
+            with torch.cuda.stream(stream):
+                device.enqueue()
+    torch.cuda.synchronize()
+    assert [d.download("y").tobytes() for d in devices] == expected
+
+
+@pytest.mark.parametrize("name", ["ragged", "causal", "mask_bool", "gqa"])
+def test_gpu_sanitizer_shapes(name: str) -> None:
+    """Small shapes for compute-sanitizer, which slows a kernel down a hundredfold; each twice, for the same bits."""
+    device = device_call(next(c for c in CASES if c.name == name))
+    assert device.run()["y"].tobytes() == device.run()["y"].tobytes()
