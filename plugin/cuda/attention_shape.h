@@ -1,9 +1,11 @@
 // Tile shape and shared memory of the attention kernels, by head size: what the kernel and its launcher must agree on.
 //
-// Shared memory: kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32},
-// then Q's codes [kTileM, Dp] s8 where they do not live in registers, then the rows' table (work.cuh),
-// then per warp four copies of kBias, then (kScored) the mask's terms for
-// the tile, f32, as their lanes need them.
+// Shared memory, in this order:
+//   kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32}
+//   Q's codes [kTileM, Dp] s8, where they do not live in registers
+//   per warp eight words: four times the bits of kBias, then its Limits
+//   with kScored: the mask's terms for the tile [kTileM, kTileN] f32, as their lanes need them; shift [kTileM] f32
+//   (RowTable) unit [kTileM] f32 (RowTable)
 #pragma once
 
 #include "cuda/traits.cuh"
@@ -28,10 +30,15 @@ struct AttentionShape {
   static constexpr int kQBytes = kTileM * kRowBytes;
   // Q in registers is staged where the last stage's tile comes later.
   static constexpr int kQOffset = (kQInRegisters ? kNumStages - 1 : kNumStages) * kStageBytes;
-  static constexpr int kRowsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
-  static constexpr int kBiasOffset = kRowsOffset + 16 * kTileM;
-  static constexpr int kMaskOffset = kBiasOffset + 16 * kNumWarps;
-  static constexpr int kSmemBytes = kMaskOffset + (kScored ? 4 * kTileM * kTileN : 0);
+  static constexpr int kConstantsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
+  static constexpr int kMaskOffset = kConstantsOffset + 32 * kNumWarps;
+  static constexpr int kShiftOffset = kMaskOffset + (kScored ? 4 * kTileM * kTileN : 0);
+  static constexpr int kOwnUnitOffset = kShiftOffset + (kScored ? 4 * kTileM : 0);
+  // The plain kernel needs the units only before the last stage's first tile comes. At 128, two CTAs per SM of 100 KB
+  // depend on it.
+  static constexpr bool kUnitInStage = !kScored && !kQInRegisters;
+  static constexpr int kUnitOffset = kUnitInStage ? (kNumStages - 1) * kStageBytes : kOwnUnitOffset;
+  static constexpr int kSmemBytes = kOwnUnitOffset + (kUnitInStage ? 0 : 4 * kTileM);
   static_assert(!kQInRegisters || kQBytes <= kStageBytes);
 };
 

@@ -79,15 +79,16 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
   const uint32_t q_tile = smem + Shape::kQOffset + warp * Shape::kWarpRows * KTile::kPitch;
-  const RowTable<kTileM> table{smem + Shape::kRowsOffset + 4 * warp * Shape::kWarpRows};
-  quantize_queries<kDim, Shape::kWarpRows>(params, work, limits, q_tile, table);
+  const RowTable table = RowTable::of<Shape>(smem, warp);
+  quantize_queries<kDim, Shape::kWarpRows, kScored>(params, work, q_tile, table);
   // What every accumulator starts from, through shared memory: of four values that the compiler cannot know to be
   // constant it keeps one quad of registers, where known ones would cost four moves per accumulator.
-  const uint32_t bias = smem + Shape::kBiasOffset + 16 * warp;
-  if (lane < 4) ptx::st_shared(bias + 4 * lane, static_cast<uint32_t>(kBiasBits));
+  const uint32_t constants = smem + Shape::kConstantsOffset + 32 * warp;
+  if (lane < 4) ptx::st_shared(constants + 4 * lane, static_cast<uint32_t>(kBiasBits));
+  if (lane == 0) limits.store(constants + 16);
   ptx::sync_warp();
   int32_t start[4];
-  ptx::ld_shared(start, bias);
+  ptx::ld_shared(start, constants);
   const uint32_t q_lane = KTile::lane_offset_a(lane);
   uint32_t q[kStrips][Shape::kQInRegisters ? kDim / 32 : 1][4];
   if constexpr (Shape::kQInRegisters) {
@@ -112,7 +113,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      rows.unit[m][h] = ptx::ld_shared(table.unit(16 * m + 8 * h + lane / 4));
+      rows.unit[m][h] = ptx::ld_shared(table.unit + 4 * (16 * m + 8 * h + lane / 4));
       rows.reference[m][h] = kFloor;
       rows.bias_sum[m][h] = rows.sum[m][h] = 0.f;
     }
@@ -141,8 +142,9 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     scale_scores(s, k_scales);
     auto row_limits = [&](int m, int h) -> LaneLimits {
       if constexpr (!kMasked) return {};
-      const int row = 16 * m + 8 * h + lane / 4;
-      return {ptx::ld_shared_s32(table.begin(row)) - lane_key, ptx::ld_shared_s32(table.end(row)) - lane_key};
+      const int row = Work::of<Shape>(params).warp_row + 16 * m + 8 * h + lane / 4;
+      const Limits kept(params, constants + 16);
+      return {kept.begin(row) - lane_key, kept.end(row) - lane_key};
     };
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {

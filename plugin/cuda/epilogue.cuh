@@ -39,14 +39,9 @@ INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, in
   return work.batch * params.y_batch + work.head * params.y_head + query * params.y_token;
 }
 
-INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int query) {
-  return params.lse + (static_cast<int64_t>(work.batch) * params.num_heads + work.head) * params.seqlen_q + query;
-}
-
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
 template <int kDim, Arithmetic kArithmetic, bool kScored, int kStrips>
-INTFA_DEVICE void store_rows(const AttentionParams& params,
-                             const RowTable<AttentionShape<kDim, kArithmetic, kScored>::kTileM>& table,
+INTFA_DEVICE void store_rows(const AttentionParams& params, const RowTable& table,
                              const float (&o)[kStrips][kDim / 8][4], const RowState<kStrips>& rows) {
   using P = Probability<kArithmetic>;
   const Work work = Work::of<AttentionShape<kDim, kArithmetic, kScored>>(params);
@@ -62,8 +57,8 @@ INTFA_DEVICE void store_rows(const AttentionParams& params,
         sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 1));
         sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 2));
       }
-      const float shift = ptx::ld_shared(table.shift(row));
-      const float poison = shift - shift;  // 0, or NaN
+      const float unit = kScored ? ptx::ld_shared(table.unit + 4 * row) : rows.unit[m][h];
+      const float poison = ptx::mul_rn(unit, 0.f);  // NaN for a non-finite query
       const float inverse = (sum > 0.f ? ptx::div_rn(1.f, sum) : 0.f) + poison;
       const float unbias = P::kHalf ? 0.f : ptx::mul_rn(-kBias, rows.bias_sum[m][h]);
       if (query >= params.seqlen_q) continue;
@@ -76,12 +71,12 @@ INTFA_DEVICE void store_rows(const AttentionParams& params,
                ptx::mul_rn(ptx::mul_rn(ptx::add_rn(o[m][i][2 * h + 1], unbias), inverse), scale.y));
       }
       if (params.lse != nullptr && t == 0) {
-        const float top = kScored ? rows.reference[m][h] : ptx::mul_rn(rows.reference[m][h], rows.unit[m][h]);
+        const float top = kScored ? rows.reference[m][h] : ptx::mul_rn(rows.reference[m][h], unit);
         const float log2_sum = ptx::add_rn(ptx::lg2(sum), -P::kLog2Max);
         const float lse = ptx::mul_rn(ptx::add_rn(top, log2_sum), kLn2);
         // With a softcap the shift is already in the scores.
-        const float added = params.softcap > 0.f ? poison : shift;
-        *lse_of(params, work, query) = sum > 0.f ? ptx::add_rn(lse, added) : -INFINITY + poison;
+        float* out = lse_of(params, work, query);  // holds the shift: which with a softcap is in the scores already
+        *out = (sum > 0.f ? params.softcap > 0.f ? lse : ptx::add_rn(lse, *out) : -INFINITY) + poison;
       }
     }
   }

@@ -3,7 +3,6 @@
 
 #include "cuda/online_softmax.cuh"
 #include "cuda/quantize.cuh"
-#include "cuda/scoring.cuh"
 #include "cuda/smem_tile.cuh"
 #include "cuda/traits.cuh"
 #include "cuda/work.cuh"
@@ -12,9 +11,9 @@ namespace intfa::cuda {
 
 // One warp quantizes its queries: their codes into `tile` (shared address, SmemTile<kDim>), their values into the rows'
 // table. Queries beyond Sq get zero codes.
-template <int kDim, int kWarpRows, int kTileM>
-INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& work, const Limits& limits, uint32_t tile,
-                                   const RowTable<kTileM>& rows) {
+template <int kDim, int kWarpRows, bool kScored>
+INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& work, uint32_t tile,
+                                   const RowTable& rows) {
   using Layout = WarpRows<kDim>;
   const int lane = work.lane;
   const bool is_codes = params.q_dtype == DataType::kInt8;
@@ -62,10 +61,10 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& wo
     if (shifted) dot = Layout::sum(dot);
     if (lane % Layout::kLanes == 0) {
       const float softmax_scale = ptx::mul_rn(scale, params.softmax_scale);
-      ptx::st_shared(rows.unit(row), fmaxf(ptx::mul_rn(softmax_scale, kLog2E), FLT_MIN));
-      ptx::st_shared(rows.shift(row), finite ? ptx::mul_rn(softmax_scale, dot) : NAN);
-      ptx::st_shared(rows.begin(row), static_cast<uint32_t>(limits.begin(work.warp_row + row)));
-      ptx::st_shared(rows.end(row), static_cast<uint32_t>(limits.end(work.warp_row + row)));
+      const float shift = ptx::mul_rn(softmax_scale, dot);
+      ptx::st_shared(rows.unit + 4 * row, finite ? fmaxf(ptx::mul_rn(softmax_scale, kLog2E), FLT_MIN) : NAN);
+      if constexpr (kScored) ptx::st_shared(rows.shift + 4 * row, shift);
+      if (params.lse != nullptr && rows_left > 0) *lse_of(params, work, work.warp_row + row) = shift;
     }
   }
 }

@@ -29,6 +29,17 @@ struct Limits {
       if (params.offset_from_nonpad) offset = nonpad - params.seqlen_q;
     }
   }
+  // Kept in shared memory over the main loop: what is not a parameter.
+  INTFA_DEVICE void store(uint32_t address) const {
+    ptx::st_shared(address, static_cast<uint32_t>(valid));
+    ptx::st_shared(address + 4, static_cast<uint32_t>(offset));
+  }
+  INTFA_DEVICE Limits(const AttentionParams& params, uint32_t address)
+      : valid(ptx::ld_shared_s32(address)),
+        offset(ptx::ld_shared_s32(address + 4)),
+        window_left(params.window_left),
+        window_right(params.window_right) {}
+
   INTFA_DEVICE int begin(int query) const { return max(0, query + offset - window_left); }
   INTFA_DEVICE int end(int query) const { return max(0, min(valid, query + offset + window_right + 1)); }
 };
@@ -80,12 +91,11 @@ struct NoScoring {
 class RowScoring {
  public:
   // row: in the warp; half: 2 * strip + half. terms: as stage_mask left them.
-  template <int kTileM>
-  INTFA_DEVICE RowScoring(const AttentionParams& params, const RowTable<kTileM>& rows, int row, int half, int lane,
+  INTFA_DEVICE RowScoring(const AttentionParams& params, const RowTable& rows, int row, int half, int lane,
                           uint32_t terms)
       : params_(params),
-        unit_(ptx::ld_shared(rows.unit(row))),
-        shift_(ptx::ld_shared(rows.shift(row))),
+        unit_(ptx::ld_shared(rows.unit + 4 * row)),
+        shift_(ptx::ld_shared(rows.shift + 4 * row)),
         terms_(terms + mask_slot(half, 0, lane)) {}
 
   INTFA_DEVICE void operator()(float (&y)[4], int group) const {

@@ -30,20 +30,24 @@ struct Work {
   }
 };
 
-// What the warp's rows need besides registers, in shared memory: four values per row, each an array over the CTA's
-// rows.
-template <int kTileM>
-struct RowTable {
-  uint32_t first;  // shared address of the unit of the warp's first row
+INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int query) {
+  return params.lse + (static_cast<int64_t>(work.batch) * params.num_heads + work.head) * params.seqlen_q + query;
+}
 
-  // f32: log2 units per unit of S * k_scale: q_scale * softmax_scale * log2(e); positive.
-  INTFA_DEVICE uint32_t unit(int row) const { return first + 4 * row; }
-  // f32: softmax_scale * q . mean(K), what smoothing took off the row's scores (nats); NaN where the query has a
+// Values of a warp's rows in shared memory, by the row in the warp.
+struct RowTable {
+  // f32: log2 units per unit of S * k_scale: q_scale * softmax_scale * log2(e), positive; NaN where the query has a
   // non-finite channel.
-  INTFA_DEVICE uint32_t shift(int row) const { return first + 4 * (kTileM + row); }
-  // s32: the keys [begin, end) that limits of position leave to the row.
-  INTFA_DEVICE uint32_t begin(int row) const { return first + 4 * (2 * kTileM + row); }
-  INTFA_DEVICE uint32_t end(int row) const { return first + 4 * (3 * kTileM + row); }
+  uint32_t unit;
+  // f32: softmax_scale * q . mean(K), what smoothing took off the row's scores, in nats. Only in kernels with scoring;
+  // for the lse, the lse itself holds it until the end.
+  uint32_t shift;
+
+  template <typename Shape>
+  INTFA_DEVICE static RowTable of(uint32_t smem, int warp) {
+    return {smem + Shape::kUnitOffset + 4 * warp * Shape::kWarpRows,
+            smem + Shape::kShiftOffset + 4 * warp * Shape::kWarpRows};
+  }
 };
 
 }  // namespace intfa::cuda
