@@ -502,6 +502,55 @@ def test_float32_softmax_in_a_half_model():
     np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
 
 
+# Each ends in a boolean C: true = attend, or in N: true = excluded.
+RANGES = (
+    "i0 = Constant <value = int64 {0}> ()\n i1 = Constant <value = int64 {1}> ()\n"
+    "last = Constant <value = int64[1] {-1}> ()\n first = Constant <value = int64[1] {0}> ()\n two = Constant <value = int64[1] {2}> ()\n"
+    "three = Constant <value = int64[1] {3}> ()\n qs = Shape (Q)\n ks = Shape (K)\n"
+    "sq1 = Gather (qs, two)\n"
+    "sk1 = Gather (ks, two)\n sq = Squeeze (sq1, first)\n sk = Squeeze (sk1, first)\n size = Concat <axis = 0> (sq1, sk1)\n"
+    "qr = Range (i0, sq, i1)\n kr = Range (i0, sk, i1)\n q2 = Unsqueeze (qr, last)\n k2 = Unsqueeze (kr, first)\n"
+    "one = Constant <value = float {1}> ()\n ones = Expand (one, size)\n"
+)
+CAUSAL = {
+    "less or equal": "C = LessOrEqual (k2, q2)\n",
+    "greater or equal": "C = GreaterOrEqual (q2, k2)\n",
+    "triangle": "t = Trilu <upper = 0> (ones)\n C = Cast <to = 9> (t)\n",
+    "triangle, excluded": "t = Trilu <upper = 0> (ones)\n N = Equal (t, zero)\n C = Not (N)\n",
+    "greater, excluded": "N = Greater (k2, q2)\n C = Not (N)\n",
+}
+NOT_CAUSAL = {
+    "strictly less": "C = Less (k2, q2)\n",
+    "exchanged": "C = LessOrEqual (q2, k2)\n",
+    "above the diagonal": "t = Trilu <upper = 0> (ones, i1)\n C = Cast <to = 9> (t)\n",
+    "upper triangle": "t = Trilu (ones)\n C = Cast <to = 9> (t)\n",
+    "shifted": "q3 = Add (q2, i1)\n C = LessOrEqual (k2, q3)\n",
+    "from one": (
+        "kr1 = Range (i1, sk, i1)\n k3 = Unsqueeze (kr1, first)\n k4 = Pad (k3, pads, i0)\n C = LessOrEqual (k4, q2)\n"
+    ),
+    "with padding": "c = LessOrEqual (k2, q2)\n C = And (c, M)\n",
+}
+MASKED = "low = Constant <value = float {-3.4028235e38}> ()\n s = MatMul (Q, Kt)\n X = Where (C, s, low)\n"
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_causal_mask_becomes_an_attribute(kind):
+    rewritten = check_raise(parse(KT + RANGES + CAUSAL[kind] + MASKED + TAIL))
+    [node] = fused(rewritten)
+    assert list(node.input) == ["Q", "K", "V"]
+    assert attributes(node)["is_causal"] == 1
+    assert not {"Where", "Not", "Cast", "Trilu", "LessOrEqual", "Greater"} & {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize("kind", NOT_CAUSAL)
+def test_mask_that_is_not_causal_stays_a_mask(kind):
+    pads = "pads = Constant <value = int64[4] {0, 1, 0, 0}> ()\n"
+    rewritten = check_raise(parse(KT + RANGES + pads + NOT_CAUSAL[kind] + MASKED + TAIL, BOOL))
+    [node] = fused(rewritten)
+    assert "is_causal" not in attributes(node)
+    assert len(node.input) == 4
+
+
 def test_unsorted_nodes_and_missing_shapes():
     model = parse(*VARIANTS["two added masks"])
     nodes = list(model.graph.node)
