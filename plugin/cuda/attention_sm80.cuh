@@ -131,9 +131,11 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     fetch(tile + kNumStages - 1);
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;
     const int lane_key = tile * kTileN + 4 * t;
-    const uint32_t mask_terms = smem + Shape::kMaskOffset + warp * Shape::kWarpRows * kTileN * 4;
+    auto mask_terms = [&] {
+      return smem + Shape::kMaskOffset + (ptx::thread_index() >> 5) * Shape::kWarpRows * kTileN * 4;
+    };
     if (kScored && params.mask.data != nullptr)
-      stage_mask<kStrips>(params, Work::of<Shape>(params), lane_key, mask_terms);
+      stage_mask<kStrips>(params, Work::of<Shape>(params), lane_key, mask_terms());
 
     int32_t s[kStrips][kTileN / 8][4];
     multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);
@@ -143,12 +145,13 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     auto row_limits = [&](int m, int h) -> LaneLimits {
       if constexpr (!kMasked) return {};
       const int row = Work::of<Shape>(params).warp_row + 16 * m + 8 * h + lane / 4;
-      const Limits kept(params, constants + 16);
+      const Limits kept(params, smem + Shape::kConstantsOffset + 16);  // the same in all warps; after a barrier
       return {kept.begin(row) - lane_key, kept.end(row) - lane_key};
     };
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
-        return RowScoring(params, table, 16 * m + 8 * h + lane / 4, 2 * m + h, lane, mask_terms);
+        const RowTable again = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
+        return RowScoring(params, again, 16 * m + 8 * h + lane / 4, 2 * m + h, lane, mask_terms());
       } else {
         return NoScoring{};
       }
@@ -201,7 +204,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   }
   ptx::cp_async_wait<0>();
 
-  store_rows<kDim, kArithmetic, kScored>(params, table, o, rows);
+  store_rows<kDim, kArithmetic, kScored>(params, smem, o, rows);
   poison_rows<kDim, kArithmetic, kScored>(params);
 }
 

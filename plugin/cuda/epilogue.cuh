@@ -41,10 +41,12 @@ INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, in
 
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
 template <int kDim, Arithmetic kArithmetic, bool kScored, int kStrips>
-INTFA_DEVICE void store_rows(const AttentionParams& params, const RowTable& table,
-                             const float (&o)[kStrips][kDim / 8][4], const RowState<kStrips>& rows) {
+INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const float (&o)[kStrips][kDim / 8][4],
+                             const RowState<kStrips>& rows) {
   using P = Probability<kArithmetic>;
-  const Work work = Work::of<AttentionShape<kDim, kArithmetic, kScored>>(params);
+  using Shape = AttentionShape<kDim, kArithmetic, kScored>;
+  const Work work = Work::of<Shape>(params);
+  const RowTable table = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
   const int g = work.lane >> 2, t = work.lane & 3;
   const float* v_scale = params.packed.v_scale + static_cast<int64_t>(work.kv_head) * kDim;  // [Dp]
 #pragma unroll
