@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from attention_graphs import VARIANTS, parse
 from onnx import TensorProto, helper
-from test_rewrite import VARIANTS, parse
 
 import intfa_onnx
 from intfa_onnx import ModelError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from attention_graphs import KT, MASK, VARIANTS, feed, fused, parse, run
 from onnx.reference import ReferenceEvaluator
-from test_rewrite import KT, MASK, VARIANTS, feed, fused, parse, run
 from test_rewrite_scopes import attention_model
 
 import intfa_onnx

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from attention_graphs import attributes, check_raise, feed, fused, run
 from onnx import TensorProto, helper
-from test_rewrite import attributes, check_raise, feed, fused, run
 
 import intfa_onnx
 

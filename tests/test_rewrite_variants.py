@@ -1,0 +1,333 @@
+"""Variants of one attention, and look-alikes: what is replaced, that it is exact, and what stays out and why."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from attention_graphs import (
+    BOOL,
+    KT,
+    TAIL,
+    VARIANTS,
+    attributes,
+    check_raise,
+    feed,
+    fused,
+    parse,
+    rejection,
+    run,
+)
+from onnx import TensorProto
+
+import intfa_onnx
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant_is_replaced_and_exact(variant):
+    body, inputs = VARIANTS[variant]
+    rewritten = check_raise(parse(body, inputs))
+    assert len(fused(rewritten)) == 1
+    assert not {"Softmax", "MatMul", "Einsum", "Exp"} & {n.op_type for n in rewritten.graph.node}
+
+
+def test_finfo_min_keeps_the_uniform_row():
+    """A row that is all finfo.min is the mean of V; one that is all -inf, with the guard, is 0."""
+    for variant, mean in (("where finfo.min", True), ("minus infinity with guard", False)):
+        model = parse(*VARIANTS[variant])
+        values = feed(model)
+        values["M"][0, 0, 1, :] = False
+        rewritten = check_raise(model, values=values)
+        want = values["V"][0].mean(axis=1) if mean else np.zeros((2, 16))
+        np.testing.assert_allclose(run(rewritten, values)[0][0, :, 1], want, atol=1e-6)
+
+
+def test_bare_minus_infinity_is_replaced_with_a_note():
+    """Without the guard a fully masked row is NaN in the original and 0 in ours; the report says so."""
+    body = KT + "low = Constant <value = float {-inf}> ()\n s = MatMul (Q, Kt)\n X = Where (M, s, low)\n" + TAIL
+    model = parse(body, BOOL)
+    result = intfa_onnx.rewrite(model, portable=True)
+    assert result.attentions[0].decision == "replaced"
+    assert "every key masked" in result.attentions[0].notes[0]
+    values = feed(model)
+    values["M"][0, 0, 1, :] = False
+    want, got = run(model, values)[0], run(result.to_proto(), values)[0]
+    assert np.isnan(want[0, :, 1]).all()
+    assert (got[0, :, 1] == 0).all()
+    np.testing.assert_allclose(got[~np.isnan(want)], want[~np.isnan(want)], rtol=2e-5, atol=2e-6)
+
+
+def test_a_masked_value_that_is_not_negligible_is_rejected():
+    body = KT + "low = Constant <value = float {-100}> ()\n s = MatMul (Q, Kt)\n X = Where (M, s, low)\n" + TAIL
+    assert "large negative constant" in rejection(parse(body, BOOL))
+
+
+NEGATIVES = {
+    "probabilities are an output": (
+        KT + "X = MatMul (Q, Kt)\n" + TAIL,
+        "",
+        ", float[B, 2, S, T] P",
+        "output of the graph",
+    ),
+    "probabilities used twice": (
+        KT + "X = MatMul (Q, Kt)\n" + TAIL + "\n Z = Mul (P, scale)",
+        "",
+        ", float[B, 2, S, T] Z",
+        "2 consumers (MatMul, Mul)",
+    ),
+    "scores are an output": (KT + "X = MatMul (Q, Kt)\n" + TAIL, "", ", float[B, 2, S, T] X", "scores are an output"),
+    "scores used twice": (
+        KT + "s = MatMul (Q, Kt)\n X = Mul (s, scale)\n" + TAIL + "\n Z = Neg (s)",
+        "",
+        ", float[B, 2, S, T] Z",
+        "the scores have other consumers",
+    ),
+    "constant V": (
+        KT
+        + "X = MatMul (Q, Kt)\n P = Softmax <axis = -1> (X)\n"
+        + "W = Constant <value = float[4, 16] {"
+        + ", ".join(["1.0"] * 64)
+        + "}> ()\n Y = MatMul (P, W)",
+        "",
+        "",
+        "constant",
+    ),
+    "constant K": (
+        "Kt = Constant <value = float[1, 1, 16, 1] {"
+        + ", ".join(["1.0"] * 16)
+        + "}> ()\n X = MatMul (Q, Kt)\n P = Softmax <axis = -1> (X)\n Y = MatMul (P, V)",
+        "",
+        "",
+        "no product Q K^T",
+    ),
+    "softmax over queries": (
+        KT + "X = MatMul (Q, Kt)\n P = Softmax <axis = 2> (X)\n Y = MatMul (P, V)",
+        "",
+        "",
+        "axis 2",
+    ),
+    "linear attention": (
+        "Vt = Transpose <perm = [0, 1, 3, 2]> (V)\n c = MatMul (Vt, K)\n p = Softmax <axis = -1> (Q)\n"
+        "ct = Transpose <perm = [0, 1, 3, 2]> (c)\n Y = MatMul (p, ct)",
+        "",
+        "",
+        "no product Q K^T",
+    ),
+    "talking heads": (
+        KT + "X = MatMul (Q, Kt)\n p = Softmax <axis = -1> (X)\n P = Conv (p, W)\n Y = MatMul (P, V)",
+        ", float[2, 2, 1, 1] W",
+        "",
+        "go through Conv",
+    ),
+    "live dropout": (
+        KT
+        + "rate = Constant <value = float {0.1}> ()\n on = Constant <value = bool {1}> ()\n X = MatMul (Q, Kt)\n"
+        + "p = Softmax <axis = -1> (X)\n P = Dropout (p, rate, on)\n Y = MatMul (P, V)",
+        "",
+        "",
+        "go through Dropout",
+    ),
+    "scale per key": (
+        KT + "s = MatMul (Q, Kt)\n X = Mul (s, R)\n" + TAIL,
+        ", float[B, 1, 1, T] R",
+        "",
+        "from key to key",
+    ),
+    "activation after the scores": (KT + "s = MatMul (Q, Kt)\n X = Relu (s)\n" + TAIL, "", "", "no product Q K^T"),
+}
+
+
+@pytest.mark.parametrize("negative", NEGATIVES)
+def test_negative_stays_out(negative):
+    body, inputs, outputs, reason = NEGATIVES[negative]
+    model = parse(body, inputs, outputs="float[B, 2, S, 16] Y" + outputs)
+    assert reason in rejection(model)
+
+
+@pytest.mark.parametrize(("size", "ok"), [(4, False), (8, True), (12, False), (80, True), (256, True), (264, False)])
+def test_head_size(size, ok):
+    model = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[3].dim_value = size
+    if ok:
+        check_raise(model)
+    else:
+        assert rejection(model) == (
+            f"head_dim={size} is unsupported (supported: multiples of 8 from 8 to 256). It stays in float"
+        )
+
+
+def test_unknown_head_size_is_rejected():
+    model = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[3].dim_param = "D"
+    assert "head_dim is not known statically" in rejection(model)
+
+
+def test_unknown_rank_and_type_are_rejected():
+    model = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    assert rejection(model) == "the ranks of the products' operands are unknown"
+    double = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
+    for value in (*double.graph.input, *double.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert "element type DOUBLE" in rejection(double)
+
+
+def test_minus_infinity_mask_becomes_boolean():
+    rewritten = intfa_onnx.rewrite(parse(*VARIANTS["minus infinity with guard"])).to_proto()
+    assert fused(rewritten)[0].input[3] == "M"
+    assert [n.op_type for n in rewritten.graph.node if n.op_type != "Constant"] == ["IntFlashAttention"]
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_half_precision(dtype):
+    model = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = dtype
+    result = intfa_onnx.rewrite(model, portable=True)
+    assert result.attentions[0].decision == "replaced"
+    onnx.checker.check_model(result.to_proto(), full_check=True)
+    if dtype == TensorProto.FLOAT16:
+        values = feed(model)
+        # The original rounds P to float16 (2^-11 relative), the body does not.
+        np.testing.assert_allclose(run(result.to_proto(), values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
+
+
+def test_float32_softmax_in_a_half_model():
+    """Softmax in float32, V cast up: the fused node reads the half tensors and the result is cast."""
+    body = (
+        KT
+        + "s = MatMul (Q, Kt)\n X = Cast <to = 1> (s)\n P = Softmax <axis = -1> (X)\n v = Cast <to = 1> (V)\n"
+        + "Y = MatMul (P, v)"
+    )
+    model = parse(body)
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    rewritten = intfa_onnx.rewrite(model, portable=True).to_proto()
+    assert list(fused(rewritten)[0].input) == ["Q", "K", "V"]
+    values = feed(model)
+    np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
+
+
+# Each ends in a boolean C: true = attend, or in N: true = excluded.
+RANGES = (
+    "i0 = Constant <value = int64 {0}> ()\n i1 = Constant <value = int64 {1}> ()\n"
+    "last = Constant <value = int64[1] {-1}> ()\n first = Constant <value = int64[1] {0}> ()\n"
+    "two = Constant <value = int64[1] {2}> ()\n"
+    "three = Constant <value = int64[1] {3}> ()\n qs = Shape (Q)\n ks = Shape (K)\n"
+    "sq1 = Gather (qs, two)\n"
+    "sk1 = Gather (ks, two)\n sq = Squeeze (sq1, first)\n sk = Squeeze (sk1, first)\n"
+    "size = Concat <axis = 0> (sq1, sk1)\n"
+    "qr = Range (i0, sq, i1)\n kr = Range (i0, sk, i1)\n q2 = Unsqueeze (qr, last)\n k2 = Unsqueeze (kr, first)\n"
+    "one = Constant <value = float {1}> ()\n ones = Expand (one, size)\n"
+)
+CAUSAL = {
+    "less or equal": "C = LessOrEqual (k2, q2)\n",
+    "greater or equal": "C = GreaterOrEqual (q2, k2)\n",
+    "triangle": "t = Trilu <upper = 0> (ones)\n C = Cast <to = 9> (t)\n",
+    "triangle, excluded": "t = Trilu <upper = 0> (ones)\n N = Equal (t, zero)\n C = Not (N)\n",
+    "greater, excluded": "N = Greater (k2, q2)\n C = Not (N)\n",
+}
+NOT_CAUSAL = {
+    "strictly less": "C = Less (k2, q2)\n",
+    "exchanged": "C = LessOrEqual (q2, k2)\n",
+    "above the diagonal": "t = Trilu <upper = 0> (ones, i1)\n C = Cast <to = 9> (t)\n",
+    "upper triangle": "t = Trilu (ones)\n C = Cast <to = 9> (t)\n",
+    "shifted": "q3 = Add (q2, i1)\n C = LessOrEqual (k2, q3)\n",
+    "from one": (
+        "kr1 = Range (i1, sk, i1)\n k3 = Unsqueeze (kr1, first)\n k4 = Pad (k3, pads, i0)\n C = LessOrEqual (k4, q2)\n"
+    ),
+    "with padding": "c = LessOrEqual (k2, q2)\n C = And (c, M)\n",
+}
+MASKED = "low = Constant <value = float {-3.4028235e38}> ()\n s = MatMul (Q, Kt)\n X = Where (C, s, low)\n"
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_causal_mask_becomes_an_attribute(kind):
+    rewritten = check_raise(parse(KT + RANGES + CAUSAL[kind] + MASKED + TAIL))
+    [node] = fused(rewritten)
+    assert list(node.input) == ["Q", "K", "V"]
+    assert attributes(node)["is_causal"] == 1
+    assert not {"Where", "Not", "Cast", "Trilu", "LessOrEqual", "Greater"} & {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize("kind", NOT_CAUSAL)
+def test_mask_that_is_not_causal_stays_a_mask(kind):
+    pads = "pads = Constant <value = int64[4] {0, 1, 0, 0}> ()\n"
+    rewritten = check_raise(parse(KT + RANGES + pads + NOT_CAUSAL[kind] + MASKED + TAIL, BOOL))
+    [node] = fused(rewritten)
+    assert "is_causal" not in attributes(node)
+    assert len(node.input) == 4
+
+
+LOW_RANK = {
+    2: ("float[S, 16] Q, float[T, 16] K, float[T, 16] V", "float[S, 16] Y", "float[S, T] M"),
+    3: ("float[B, S, 16] Q, float[B, T, 16] K, float[B, T, 16] V", "float[B, S, 16] Y", "float[B, S, T] M"),
+    5: (
+        "float[B, 3, 2, S, 16] Q, float[B, 3, 2, T, 16] K, float[B, 3, 2, T, 16] V",
+        "float[B, 3, 2, S, 16] Y",
+        "float[B, 1, 1, S, T] M",
+    ),
+}
+
+
+@pytest.mark.parametrize("masked", ["none", "full", "rows"])
+@pytest.mark.parametrize("rank", LOW_RANK)
+def test_other_ranks(rank, masked):
+    inputs, output, mask = LOW_RANK[rank]
+    perm = [*range(rank - 2), rank - 1, rank - 2]
+    mask = "float[S, T] M" if masked == "rows" else mask
+    body = f"Kt = Transpose <perm = {perm}> (K)\n s = MatMul (Q, Kt)\n"
+    body += ("X = Identity (s)\n" if masked == "none" else "X = Add (s, M)\n") + TAIL
+    given = inputs if masked == "none" else f"{inputs}, {mask}"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> g ({given}) => ({output}) {{ {body} }}')
+    check_raise(model)
+
+
+def test_scores_reshaped_for_a_mask():
+    """Windows: the scores get one more axis for the mask of each window, and lose it again."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[6, 2, S, 16] Q, float[6, 2, S, 16] K, float[6, 2, S, 16] V,
+           float[1, 3, 1, S, S] M, float[1, 2, S, S] N) => (float[6, 2, S, 16] Y) {
+            Kt = Transpose <perm = [0, 1, 3, 2]> (K)
+            s = MatMul (Q, Kt)
+            t = Add (s, N)
+            shape = Shape (t)
+            two_three = Constant <value = int64[2] {2, 3}> ()
+            tail = Shape <start = 1> (t)
+            wide = Concat <axis = 0> (two_three, tail)
+            u = Reshape (t, wide)
+            v = Add (u, M)
+            X = Reshape (v, shape)
+            P = Softmax <axis = -1> (X)
+            Y = MatMul (P, V)
+        }"""
+    )
+    check_raise(model)
+
+
+def test_heads_merged_for_the_second_product():
+    """Q K^T on four axes, P V on three (torch.bmm)."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[3, 2, 5, 16] Q, float[3, 2, 7, 16] K, float[6, 7, 16] V) => (float[6, 5, 16] Y) {
+            Kt = Transpose <perm = [0, 1, 3, 2]> (K)
+            X = MatMul (Q, Kt)
+            p = Softmax <axis = -1> (X)
+            shape = Constant <value = int64[3] {6, 5, 7}> ()
+            P = Reshape (p, shape)
+            Y = MatMul (P, V)
+        }"""
+    )
+    check_raise(model)
+
+
+def test_readers_of_the_shape_do_not_keep_the_scores():
+    body = KT + "X = MatMul (Q, Kt)\n" + TAIL + "\n shape = Shape <start = 2> (P)"
+    model = parse(body, outputs="float[B, 2, S, 16] Y, int64[2] shape")
+    rewritten = check_raise(model)
+    assert "MatMul" not in {n.op_type for n in rewritten.graph.node}
