@@ -29,8 +29,8 @@ REASONS = {
 }
 
 
-# V is 1000 at keys that the mask excludes from every row. The scale of a V channel covers all valid tokens, and a mask does
-# not make a token invalid (nonpad_kv_seqlen does), so nothing of the other keys is left.
+# V is 1000 at keys that the mask excludes from every row. The scale of a V channel covers all valid tokens, and a mask
+# does not make a token invalid (nonpad_kv_seqlen does), so nothing of the other keys is left.
 POISONED = {"test_attention_4d_softcap_neginf_mask_poison", "test_attention_4d_softcap_neginf_mask_poison_expanded"}
 
 
