@@ -284,10 +284,10 @@ AttentionProblem Kernel::problem(const std::array<Tensor, kNumInputs>& in) const
   for (Input other : {kK, kV, kPastKey, kPastValue})
     if (in[other].present && in[other].type != in[kQ].type)
       refuse(kInputNames[other], " has element type ", in[other].type, ", Q has ", in[kQ].type, "; they must agree");
-  const auto output = data_type(attributes_.output_dtype != 0
-                                    ? static_cast<ONNXTensorElementDataType>(attributes_.output_dtype)
-                                : p.dtype == DataType::kInt8 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                                             : in[kQ].type);
+  const auto output = data_type(
+      attributes_.output_dtype != 0 ? static_cast<ONNXTensorElementDataType>(attributes_.output_dtype) : in[kQ].type);
+  if (p.dtype == DataType::kInt8 && attributes_.output_dtype == 0)
+    refuse("Q is int8 and output_dtype is not set; set it to 1 (float32), 10 (float16) or 16 (bfloat16)");
   if (!output) refuse("output_dtype=", attributes_.output_dtype, " (supported: 1 float32, 10 float16, 16 bfloat16)");
   p.output_dtype = *output;
 
@@ -425,9 +425,7 @@ class ShapeInference {
 
     const ONNXTensorElementDataType type = element_type(kQ);
     const int64_t output_dtype = attribute("output_dtype");
-    const auto y_type = output_dtype != 0                          ? static_cast<ONNXTensorElementDataType>(output_dtype)
-                        : type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                                                     : type;
+    const auto y_type = output_dtype != 0 ? static_cast<ONNXTensorElementDataType>(output_dtype) : type;
     if (is_3d) {
       const bool known = num_heads.value > 0 && head_dim_v.value > 0;
       set(kY, y_type, {batch, tokens(q), known ? Dim{num_heads.value * head_dim_v.value, ""} : unknown()});

@@ -57,7 +57,7 @@ INTFA_HOST_DEVICE inline float softmax_scale(const AttentionProblem& p) {
 
 // Keys of a batch entry that are not padding. nonpad: nonpad_kv_seqlen, or null.
 INTFA_HOST_DEVICE inline int64_t valid_keys(const AttentionProblem& p, const int64_t* nonpad, int64_t batch) {
-  const int64_t all = p.seqlen_kv();
+  const int64_t all = p.seqlen_past + p.seqlen_new;
   if (nonpad == nullptr) return all;
   return nonpad[batch] < 0 ? 0 : nonpad[batch] < all ? nonpad[batch] : all;
 }
@@ -65,7 +65,7 @@ INTFA_HOST_DEVICE inline int64_t valid_keys(const AttentionProblem& p, const int
 // Key position of query 0; see CausalAlignment.
 INTFA_HOST_DEVICE inline int64_t causal_offset(const AttentionProblem& p, const int64_t* nonpad, int64_t batch) {
   if (nonpad != nullptr) return nonpad[batch] - p.seqlen_q;
-  return p.causal_alignment == CausalAlignment::kLowerRight ? p.seqlen_kv() - p.seqlen_q : p.seqlen_past;
+  return p.causal_alignment == CausalAlignment::kLowerRight ? p.seqlen_past + p.seqlen_new - p.seqlen_q : p.seqlen_past;
 }
 
 struct KeyRange {

@@ -26,6 +26,7 @@ struct Call {
   PackHeadFn pack_head = cpu::pack_head();
   PackQueriesFn pack_queries = cpu::pack_queries();
   LoadMaskFn load_mask = cpu::load_mask();
+  NormalizeRowFn normalize_row = cpu::normalize_row();
   StoreOutputFn store_output = cpu::store_output();
   SoftmaxFn softmax = softmax_tile(form);
   ScoreProductFn score_product = cpu::score_product();
@@ -184,7 +185,7 @@ void BlockTask::finish() const {
     float* output = block.output + r * width;
     const float sum = block.row_sum[r];
     const bool empty = block.row_max[r] == -INFINITY;
-    for (int64_t c = 0; c < width; ++c) output[c] = empty ? 0.f : output[c] / (sum * sum_unit) * head.v_scale[c];
+    call.normalize_row(output, width, empty ? 1.f : sum * sum_unit, head.v_scale);  // an empty row's output is 0
     float lse = -INFINITY;
     if (!empty) {
       const float shift = p.softcap == 0.f ? block.row_offset[r] : 0.f;  // under a softcap it went back before the cap
@@ -287,6 +288,7 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
   const Layout layout(problem, execution.num_threads);
   if (reinterpret_cast<uintptr_t>(tensors.workspace) % kAlignment != 0)
     return {StatusCode::kInvalidArgument, "the CPU workspace is not aligned to 64 bytes; allocate it with aligned_alloc"};
+  choose_instruction_set();
   Call call{problem, tensors, layout, p_form(problem)};
   if (log_enabled()) {
     std::ostringstream line;

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "core/numerics.h"
+#include "cpu/int8_product.h"
 #include "cpu/pack.h"
 #include "cpu/softmax.h"
 
@@ -28,6 +29,7 @@ void inspect_queries(const AttentionProblem& p, const AttentionTensors& t, int64
 
 void inspect_codes(const AttentionProblem& p, const AttentionTensors& t, int64_t batch, int64_t kv_head,
                    const intfa_codes& codes) {
+  choose_instruction_set();
   const Layout layout(p, 1);
   const auto release = [](void* memory) { std::free(memory); };
   const std::unique_ptr<void, decltype(release)> workspace(

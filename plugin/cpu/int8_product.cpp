@@ -161,6 +161,13 @@ HWY_EXPORT(target_name);
 ScoreProductFn score_product() { return HWY_DYNAMIC_POINTER(scores); }
 OutputProductFn output_product() { return HWY_DYNAMIC_POINTER(output); }
 FloatOutputProductFn float_output_product() { return HWY_DYNAMIC_POINTER(float_output); }
+void choose_instruction_set() {
+  static const bool once = [] {
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    return true;
+  }();
+  static_cast<void>(once);
+}
 const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
 
 }  // namespace intfa::cpu

@@ -50,7 +50,9 @@ ScoreProductFn score_product();
 OutputProductFn output_product();
 FloatOutputProductFn float_output_product();
 
-// The instruction set that these run with, for INTFA_LOG.
+// Looks at the processor, once. Before that Highway's function pointers are slow ones that look at every call.
+void choose_instruction_set();
+// Its name, for INTFA_LOG.
 const char* instruction_set();
 
 }  // namespace intfa::cpu

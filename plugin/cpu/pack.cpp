@@ -328,12 +328,37 @@ void pack_one_head(const AttentionProblem& p, const AttentionTensors& t, const L
   }
 }
 
+HWY_INLINE int32_t sum_codes(const int8_t* codes, int64_t n) {
+  const DI di;
+  const hn::Rebind<int8_t, DI> db;
+  VI sum = hn::Zero(di);
+  for (int64_t i = 0; i < n; i += kLanes) sum = hn::Add(sum, hn::PromoteTo(di, hn::LoadU(db, codes + i)));
+  return hn::ReduceSum(di, sum);
+}
+
+// codes . x, summed in float64.
+HWY_INLINE float dot_codes(const int8_t* codes, const float* x, int64_t n) {
+  const DF d;
+  const DI di;
+  const hn::Repartition<double, DF> dd;
+  const hn::Rebind<int8_t, DI> db;
+  auto sum = hn::Zero(dd);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const VF c = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(db, codes + i)));
+    const VF v = hn::Load(d, x + i);
+    sum = hn::MulAdd(hn::PromoteLowerTo(dd, c), hn::PromoteLowerTo(dd, v), sum);
+    sum = hn::MulAdd(hn::PromoteUpperTo(dd, c), hn::PromoteUpperTo(dd, v), sum);
+  }
+  return static_cast<float>(hn::ReduceSum(dd, sum));
+}
+
 template <typename T>
 void pack_query_rows(const AttentionProblem& p, const AttentionTensors& t, const PackedHead& head,
                      const QueryRows& rows, const Block& block) {
   const int64_t n = round_up(p.head_dim, kGroup);
   const int64_t group = p.num_heads / p.kv_num_heads;
   const float scale = softmax_scale(p);
+  const bool needs_offset = p.softcap != 0.f || t.lse != nullptr;
   HWY_ALIGN float row[kMaxHeadDim];
   HWY_ALIGN int8_t codes[kMaxHeadDim];
   for (int r = 0; r < round_up(rows.rows, kRows); ++r) {
@@ -362,15 +387,9 @@ void pack_query_rows(const AttentionProblem& p, const AttentionTensors& t, const
       quantize_row(row, n, q.inverse, codes);
     }
     memcpy(out, codes, p.head_dim);
-    int32_t sum = 0;
-    double dot_mean = 0.;
-    for (int64_t c = 0; c < p.head_dim; ++c) {
-      sum += codes[c];
-      dot_mean += static_cast<double>(codes[c]) * head.k_mean[c];
-    }
-    block.q_sum[r] = sum;
+    block.q_sum[r] = sum_codes(codes, n);
     block.row_factor[r] = q.scale * (scale * kLog2E);
-    block.row_offset[r] = static_cast<float>(dot_mean) * block.row_factor[r];
+    block.row_offset[r] = needs_offset ? dot_codes(codes, head.k_mean, n) * block.row_factor[r] : 0.f;
     if (rows.q_scale != nullptr) rows.q_scale[r] = q.scale;
   }
 }
@@ -386,6 +405,14 @@ void pack_some_queries(const AttentionProblem& p, const AttentionTensors& t, con
       return pack_query_rows<int8_t>(p, t, head, rows, block);
     default:
       return pack_query_rows<float>(p, t, head, rows, block);
+  }
+}
+
+void normalize_one_row(float* row, int64_t n, float sum, const float* scale) {
+  const DF d;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const VF y = hn::Mul(hn::Div(hn::Load(d, row + i), hn::Set(d, sum)), hn::Load(d, scale + i));
+    hn::Store(y, d, row + i);
   }
 }
 
@@ -477,11 +504,13 @@ namespace intfa::cpu {
 
 HWY_EXPORT(pack_one_head);
 HWY_EXPORT(pack_some_queries);
+HWY_EXPORT(normalize_one_row);
 HWY_EXPORT(store_one_output);
 HWY_EXPORT(load_mask_row);
 
 PackHeadFn pack_head() { return HWY_DYNAMIC_POINTER(pack_one_head); }
 PackQueriesFn pack_queries() { return HWY_DYNAMIC_POINTER(pack_some_queries); }
+NormalizeRowFn normalize_row() { return HWY_DYNAMIC_POINTER(normalize_one_row); }
 StoreOutputFn store_output() { return HWY_DYNAMIC_POINTER(store_one_output); }
 LoadMaskFn load_mask() { return HWY_DYNAMIC_POINTER(load_mask_row); }
 

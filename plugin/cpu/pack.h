@@ -21,6 +21,10 @@ using PackQueriesFn = void (*)(const AttentionProblem& problem, const AttentionT
                                const QueryRows& rows, const Block& block);
 PackQueriesFn pack_queries();
 
+// row[i] = row[i] / sum * scale[i], n a multiple of kGroup.
+using NormalizeRowFn = void (*)(float* row, int64_t n, float sum, const float* scale);
+NormalizeRowFn normalize_row();
+
 // Converts a row of n float32 values, n a multiple of 8, to `dtype` at element `offset` of `out`.
 using StoreOutputFn = void (*)(const float* row, int64_t n, DataType dtype, void* out, int64_t offset);
 StoreOutputFn store_output();
