@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake plugin intfa_onnx -type f -not -name '*.pyc')
+# Both run on the CPU. `make test INTFA_CUDA=ON` also compiles the CUDA kernels (nvcc; minutes per GPU architecture).
+INTFA_CUDA ?= OFF
+INSTALL = $(BIN)/python -m pip install --quiet --config-settings=cmake.define.INTFA_CUDA=$(INTFA_CUDA)
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 
@@ -27,11 +30,11 @@ $(VENV)/torch: $(VENV)/created
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet ".[ort,models,polygraphy]"
+	$(INSTALL) ".[ort,models,polygraphy]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet ".[ort,models,polygraphy,dev]"
+	$(INSTALL) ".[ort,models,polygraphy,dev]"
 	@touch $(VENV)/installed $@
 
 clean:
