@@ -10,12 +10,12 @@ from typing import Protocol, cast
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns import decomposed, fused, softmax, standard
+from intfa_onnx.patterns import contrib, decomposed, fused, softmax, standard
 from intfa_onnx.patterns.absorb import absorb
 from intfa_onnx.patterns.match import AttentionMatch, NoMatch, Rejection
 from intfa_onnx.patterns.view import View
 
-FAMILIES = (softmax, decomposed, standard, fused)
+FAMILIES = (softmax, decomposed, standard, contrib, fused)
 
 __all__ = ["FAMILIES", "AttentionMatch", "Family", "Rejection", "View", "anchors", "match_anchor"]
 
