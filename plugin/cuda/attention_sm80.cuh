@@ -49,10 +49,11 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   const uint32_t smem = ptx::smem_u32(ptx::dynamic_smem());
   const Limits limits(params, work.batch);
 
-  // Tiles [first, last) have keys for some row, [plain_begin, plain_end) only such that all rows attend.
+  // Tiles [first, last) of this split have keys for some row, [plain_begin, plain_end) only such that all rows attend.
   const int last_row = min(work.cta_row + kTileM, params.seqlen_q) - 1;
-  const int first_tile = limits.begin(work.cta_row) / kTileN;
-  const int last_tile = max(first_tile, (limits.end(last_row) + kTileN - 1) / kTileN);
+  const int first_tile = max(limits.begin(work.cta_row) / kTileN, work.split * params.tiles_per_split);
+  const int last_tile =
+      max(first_tile, min((limits.end(last_row) + kTileN - 1) / kTileN, (work.split + 1) * params.tiles_per_split));
   const int plain_begin = (limits.begin(last_row) + kTileN - 1) / kTileN;
 
   // K and V tiles on their way: `source` and `destination` are those of the next fetch.
@@ -196,7 +197,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     if (tile >= last_tile) break;
     if constexpr (!kScored) {
       const Work again = Work::of<Shape>(params);  // not kept: see Work
-      const int plain_end = Limits(params, again.batch).end(again.cta_row) / kTileN;
+      const int plain_end = min(last_tile, Limits(params, again.batch).end(again.cta_row) / kTileN);
 #pragma unroll 1
       for (; tile < plain_end; ++tile) step(std::false_type{}, tile);
     }

@@ -15,12 +15,16 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 29;  // token indices and their sums are int
 constexpr int kUnbounded = 1 << 30;
 constexpr int64_t kMaxGridYZ = 65535;
+// Split-KV aims at two CTAs for each of 128 SMs, with at least four tiles of keys each. A rule of the problem alone, so
+// that workspace and results do not depend on the machine.
+constexpr int64_t kTargetCtas = 256;
+constexpr int64_t kMinTilesPerSplit = 4;
 
 const KernelSet* const kKernelSets[] = {&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256};
 
 // Byte offsets of the workspace's parts, each a multiple of 256.
 struct Workspace {
-  size_t tiles, v_scale, k_mean, tile_flags, partial_sum, partial_count, partial_amax, bytes;
+  size_t tiles, v_scale, k_mean, tile_flags, partial_sum, partial_count, partial_amax, split_y, split_lse, bytes;
 };
 
 struct Plan {
@@ -28,6 +32,7 @@ struct Plan {
   const AttentionKernel* attention;
   int64_t num_tiles;
   int num_chunks, chunk_tokens;
+  int num_splits, tiles_per_split;
   bool k_statistics, v_statistics, smooth;
   Workspace workspace;
 };
@@ -82,6 +87,14 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   plan->chunk_tokens = static_cast<int>(tiles_per_chunk * kTileN);
   plan->num_chunks = static_cast<int>((tiles + tiles_per_chunk - 1) / tiles_per_chunk);
 
+  // The paper's P depends on the running max, hence on the order of the keys: never split.
+  const int64_t row_tiles = (problem.seqlen_q + plan->attention->tile_m - 1) / plan->attention->tile_m;
+  const int64_t ctas = std::max<int64_t>(1, row_tiles * problem.num_heads * problem.batch);
+  const bool splittable = plan->attention->arithmetic != Arithmetic::kPaperInt8;
+  const int64_t wanted = splittable ? std::min(kTargetCtas / ctas, tiles / kMinTilesPerSplit) : 1;
+  plan->tiles_per_split = static_cast<int>((tiles + std::max<int64_t>(1, wanted) - 1) / std::max<int64_t>(1, wanted));
+  plan->num_splits = static_cast<int>((tiles + plan->tiles_per_split - 1) / plan->tiles_per_split);
+
   const size_t heads = problem.batch * problem.kv_num_heads, dim = plan->kernels->head_dim;
   const size_t tile_bytes =
       problem.precision == Precision::kInt8QK ? plan->kernels->tile_bytes_half : plan->kernels->tile_bytes;
@@ -99,6 +112,10 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   w.partial_sum = take(plan->k_statistics ? chunks * dim * 4 : 0);
   w.partial_count = take(plan->k_statistics ? chunks * 4 : 0);
   w.partial_amax = take(plan->v_statistics ? chunks * dim * 4 : 0);
+  const size_t split_rows =
+      plan->num_splits > 1 ? plan->num_splits * problem.batch * problem.num_heads * problem.seqlen_q : 0;
+  w.split_y = take(split_rows * problem.head_dim_v * 4);
+  w.split_lse = take(split_rows * 4);
   return {};
 }
 
@@ -191,6 +208,8 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.lse = tensors.lse;
   p.softmax_scale = softmax_scale(problem);
   p.softcap = problem.softcap;
+  p.num_splits = plan.num_splits;
+  p.tiles_per_split = plan.tiles_per_split;
 
   p.nonpad_kv_seqlen = problem.has_nonpad_kv_seqlen ? tensors.nonpad_kv_seqlen : nullptr;
   p.offset_from_nonpad = problem.has_nonpad_kv_seqlen;
@@ -214,6 +233,26 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   return p;
 }
 
+MergeParams merge_params(const AttentionParams& out, const AttentionTensors& tensors, const Plan& plan) {
+  const char* base = static_cast<const char*>(tensors.workspace);
+  return {out, plan.num_splits, reinterpret_cast<const float*>(base + plan.workspace.split_y),
+          reinterpret_cast<const float*>(base + plan.workspace.split_lse)};
+}
+
+// The same attention, writing partial results: Y as contiguous float32 [num_splits, B, Hq, Sq, Dv].
+AttentionParams split_params(AttentionParams p, const MergeParams& merge, int64_t batch) {
+  p.y = const_cast<float*>(merge.y);
+  p.lse = const_cast<float*>(merge.lse);
+  p.y_dtype = DataType::kFloat32;
+  p.y_token = p.head_dim_v;
+  p.y_head = p.seqlen_q * p.y_token;
+  p.y_batch = p.num_heads * p.y_head;
+  p.y_pairs = p.head_dim_v % 2 == 0;
+  p.split_y = batch * p.y_batch;
+  p.split_lse = batch * p.num_heads * p.seqlen_q;
+  return p;
+}
+
 }  // namespace
 
 Status supports(const AttentionProblem& problem) {
@@ -229,7 +268,9 @@ std::string describe(const AttentionProblem& problem) {
   return std::string("attention_") + kNames[static_cast<int>(attention.arithmetic)] +
          (attention.scored ? "_scored" : "") + "_d" + std::to_string(plan.kernels->head_dim) + " tile " +
          std::to_string(attention.tile_m) + "x" + std::to_string(kTileN) + (plan.k_statistics ? ", mean of K" : "") +
-         (plan.v_statistics ? ", amax of V" : "") + ", workspace " + std::to_string(plan.workspace.bytes) + " bytes";
+         (plan.v_statistics ? ", amax of V" : "") +
+         (plan.num_splits > 1 ? ", keys split in " + std::to_string(plan.num_splits) : "") + ", workspace " +
+         std::to_string(plan.workspace.bytes) + " bytes";
 }
 
 Status workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
@@ -258,8 +299,18 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, voi
 
   const AttentionKernel& attention = *plan.attention;
   const int64_t row_tiles = (problem.seqlen_q + attention.tile_m - 1) / attention.tile_m;
-  return launch(attention.kernel, {row_tiles, problem.num_heads, problem.batch}, attention.threads,
-                attention.smem_bytes, stream, attention_params(problem, tensors, plan));
+  const Grid grid = {row_tiles, problem.num_heads, problem.batch * plan.num_splits};
+  const AttentionParams params = attention_params(problem, tensors, plan);
+  if (plan.num_splits == 1) {
+    return launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream, params);
+  }
+  const MergeParams merge = merge_params(params, tensors, plan);
+  status = launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream,
+                  split_params(params, merge, problem.batch));
+  if (!status.ok()) return status;
+  constexpr int kRowsPerCta = kMergeThreads / 32;
+  return launch(kernels.merge, {(problem.seqlen_q + kRowsPerCta - 1) / kRowsPerCta, problem.num_heads, problem.batch},
+                kMergeThreads, 0, stream, merge);
 }
 
 }  // namespace intfa::cuda

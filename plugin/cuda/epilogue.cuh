@@ -36,7 +36,7 @@ INTFA_DEVICE void store2(const AttentionParams& params, int64_t index, int c, fl
 }
 
 INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, int query) {
-  return work.batch * params.y_batch + work.head * params.y_head + query * params.y_token;
+  return work.split * params.split_y + work.batch * params.y_batch + work.head * params.y_head + query * params.y_token;
 }
 
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
@@ -93,7 +93,7 @@ INTFA_DEVICE void poison_rows(const AttentionParams& params) {
   using Source = PackedTile<kDim, kHalf>;
   const Work work = Work::of<Shape>(params);
   const int g = work.lane >> 2, t = work.lane & 3;
-  const int kv_heads = gridDim.z * params.kv_num_heads;
+  const int kv_heads = gridDim.z / params.num_splits * params.kv_num_heads;
   const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(work.kv_head) * params.num_tiles;
   const uint32_t* v_flags = k_flags + static_cast<int64_t>(kv_heads) * params.num_tiles;
   bool found = false;

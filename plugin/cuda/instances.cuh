@@ -3,6 +3,7 @@
 
 #include "cuda/attention_sm80.cuh"
 #include "cuda/kernels.h"
+#include "cuda/merge.cuh"
 #include "cuda/prologue.cuh"
 
 // clang-format off
@@ -37,9 +38,13 @@
   intfa_quantize_kv_d##D(const __grid_constant__ intfa::cuda::PrologueParams params) {                             \
     intfa::cuda::quantize_kv<D>(params);                                                                           \
   }                                                                                                                \
+  extern "C" __global__ void __launch_bounds__(intfa::cuda::kMergeThreads)                                         \
+  intfa_merge_d##D(const __grid_constant__ intfa::cuda::MergeParams params) {                                      \
+    intfa::cuda::merge(params);                                                                                    \
+  }                                                                                                                \
   INTFA_ATTENTION_KERNELS(INTFA_ATTENTION, INTFA_NOTHING, D)                                                       \
   const intfa::cuda::KernelSet intfa::cuda::kKernels##D = {                                                        \
       D, intfa::cuda::PackedTile<D, false>::kBytes, intfa::cuda::PackedTile<D, true>::kBytes,                      \
       intfa_statistics_d##D, intfa::cuda::kStatisticsSmem<D>, intfa_quantize_kv_d##D,                           \
-      intfa::cuda::kQuantizeSmem<D>, {INTFA_ATTENTION_KERNELS(INTFA_ATTENTION_ENTRY, INTFA_COMMA, D)}};
+      intfa::cuda::kQuantizeSmem<D>, intfa_merge_d##D, {INTFA_ATTENTION_KERNELS(INTFA_ATTENTION_ENTRY, INTFA_COMMA, D)}};
 // clang-format on

@@ -2,7 +2,8 @@
 // scoring.
 //
 // Kernels have C names, so that profilers, the SASS gates and the PTX interpreter can name them: intfa_statistics_d64,
-// intfa_quantize_kv_d64, intfa_attention_tile_d64, intfa_attention_tile_scored_d64, ..._paper_..., ..._half_...
+// intfa_quantize_kv_d64, intfa_merge_d64, intfa_attention_tile_d64, intfa_attention_tile_scored_d64, ..._paper_...,
+// ..._half_...
 #pragma once
 
 #include "cuda/traits.cuh"
@@ -23,6 +24,7 @@ struct KernelSet {
   int statistics_smem;
   void (*quantize_kv)(PrologueParams);
   int quantize_smem;
+  void (*merge)(MergeParams);
   AttentionKernel attention[6];
 };
 

@@ -14,6 +14,7 @@ constexpr int kTileN = 64;     // keys per tile: part of the numerics (one scale
 constexpr int kNumWarps = 4;   // of the attention kernel
 constexpr int kNumStages = 2;  // K/V tiles in shared memory
 constexpr int kPrologueThreads = 256;
+constexpr int kMergeThreads = 128;
 constexpr int kMaxChunks = 32;  // partial statistics per head: few enough that every quantizing CTA can sum them up
 
 // What the two products are computed in.
@@ -98,9 +99,18 @@ struct AttentionParams {
   const int64_t* nonpad_kv_seqlen;  // [B] or null
   int offset;                       // of query 0 among the keys, where nonpad_kv_seqlen does not set it
   bool offset_from_nonpad, causal;
-  int window_left, window_right;  // -1: unbounded
-  int mask_seqlen_kv;             // keys beyond it are excluded; Skv without a mask
-  MaskParams mask;                // data null: none
+  int window_left, window_right;    // -1: unbounded
+  int mask_seqlen_kv;               // keys beyond it are excluded; Skv without a mask
+  MaskParams mask;                  // data null: none
+  int num_splits, tiles_per_split;  // of the keys among CTAs; each split writes its own Y and lse:
+  int64_t split_y, split_lse;       // elements from one split's to the next's
+};
+
+struct MergeParams {
+  AttentionParams out;  // Y and lse of the call, and its sizes
+  int num_splits;
+  const float* y;    // [num_splits, B, Hq, Sq, Dv]
+  const float* lse;  // [num_splits, B, Hq, Sq]
 };
 
 }  // namespace intfa::cuda

@@ -10,6 +10,7 @@ namespace intfa::cuda {
 // Read from the special registers each time, not kept: the main loop has no registers to carry it to the epilogue.
 struct Work {
   int batch, head;
+  int split;     // of the keys
   int kv_head;   // batch * Hkv + the head's K/V head: index of the packed tensors
   int cta_row;   // first query of the CTA
   int warp_row;  // first query of the warp
@@ -20,7 +21,9 @@ struct Work {
     Work work;
     const int thread = ptx::thread_index();
     work.head = ptx::cta_y();
-    work.batch = ptx::cta_z();
+    const int z = ptx::cta_z();
+    work.batch = params.num_splits == 1 ? z : z / params.num_splits;
+    work.split = params.num_splits == 1 ? 0 : z % params.num_splits;
     work.kv_head = work.batch * params.kv_num_heads + work.head / params.heads_per_kv;
     // The last rows come first, because under causal they are the longest.
     work.cta_row = (ptx::num_ctas_x() - 1 - ptx::cta_x()) * Shape::kTileM;
@@ -31,7 +34,8 @@ struct Work {
 };
 
 INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int query) {
-  return params.lse + (static_cast<int64_t>(work.batch) * params.num_heads + work.head) * params.seqlen_q + query;
+  return params.lse + work.split * params.split_lse +
+         (static_cast<int64_t>(work.batch) * params.num_heads + work.head) * params.seqlen_q + query;
 }
 
 // Values of a warp's rows in shared memory, by the row in the warp.
