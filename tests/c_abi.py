@@ -16,14 +16,17 @@ from intfa_onnx import native
 OK, INVALID_ARGUMENT, UNSUPPORTED = 0, 1, 2
 CPU, CUDA = 0, 1
 DTYPES = {np.dtype(t): i for i, t in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.bool_))}
-GRANULARITY = {"": 0, "tensor": 1, "head": 2, "channel": 3}
 
-_INTS = (
-    "batch num_heads kv_num_heads seqlen_q seqlen_new seqlen_past head_dim head_dim_v dtype output_dtype "
-    "q_strides:3 k_strides:3 v_strides:3 y_strides:3 causal causal_alignment window_left window_right "
-    "mask_present mask_dtype mask_strides:4 mask_seqlen_kv has_nonpad_kv_seqlen "
-    "precision scheme k_granularity smooth_k tile_n q_scale k_scale v_scale"
-).split()
+_INTS = """
+    batch num_heads kv_num_heads seqlen_q seqlen_new seqlen_past head_dim head_dim_v dtype output_dtype
+    q_strides:3 k_strides:3 v_strides:3 y_strides:3 causal causal_alignment window_left window_right
+    mask_present mask_dtype mask_strides:4 mask_seqlen_kv has_nonpad_kv_seqlen
+    precision scheme k_granularity smooth_k tile_n q_scale k_scale v_scale
+"""
+_TENSORS = """
+    q k v past_key past_value mask nonpad_kv_seqlen q_scale k_scale v_scale y present_key present_value lse
+"""
+_CODES = "q q_scale k k_scale k_mean v v_scale"
 
 
 def _int_field(text: str) -> tuple[str, Any]:
@@ -34,24 +37,19 @@ def _int_field(text: str) -> tuple[str, Any]:
 class Problem(ctypes.Structure):
     """``intfa_problem``."""
 
-    _fields_ = [*map(_int_field, _INTS), ("softmax_scale", ctypes.c_double), ("softcap", ctypes.c_double)]
+    _fields_ = [*map(_int_field, _INTS.split()), ("softmax_scale", ctypes.c_double), ("softcap", ctypes.c_double)]
 
 
 class Tensors(ctypes.Structure):
     """``intfa_tensors``."""
 
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            "q k v past_key past_value mask nonpad_kv_seqlen q_scale k_scale v_scale y present_key present_value lse"
-        ).split()
-    ]
+    _fields_ = [(name, ctypes.c_void_p) for name in _TENSORS.split()]
 
 
 class Codes(ctypes.Structure):
     """``intfa_codes``."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in "q q_scale k k_scale k_mean v v_scale".split()]
+    _fields_ = [(name, ctypes.c_void_p) for name in _CODES.split()]
 
 
 @cache

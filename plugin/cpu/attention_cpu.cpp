@@ -229,8 +229,9 @@ void BlockTask::mark_non_finite(int row, float* output, float* lse) const {
     const int64_t start =
         in_past ? ((batch * p.kv_num_heads + kv_head) * p.seqlen_past + j) * p.head_dim_v
                 : batch * p.v_strides.batch + kv_head * p.v_strides.head + (j - p.seqlen_past) * p.v_strides.token;
+    const float limit = call.form == PForm::kHalf ? kHalfOverflow : INFINITY;
     for (int64_t c = 0; c < p.head_dim_v; ++c)
-      if (!std::isfinite(element(v, p.dtype, start + c))) output[c] = kNaN;
+      if (!(std::fabs(element(v, p.dtype, start + c)) < limit)) output[c] = kNaN;
   }
   if (!row_is_nan) return;
   std::fill_n(output, p.head_dim_v, kNaN);

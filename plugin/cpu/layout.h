@@ -27,6 +27,8 @@ constexpr int kDefaultTileN = 128;
 constexpr int kMaxTileN = 4096;
 constexpr size_t kAlignment = 64;
 
+constexpr float kHalfOverflow = 65520.f;  // rounds to infinity in float16
+
 constexpr uint8_t kBadK = 1;
 constexpr uint8_t kBadV = 2;
 

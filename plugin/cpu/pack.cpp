@@ -233,11 +233,11 @@ void scales_of_values(const AttentionProblem& p, const AttentionTensors& t, cons
   }
 }
 
-// Clears the non-finite values of a row; returns whether there were any.
-HWY_INLINE bool clear_non_finite(float* row, int64_t n) {
-  if (amax_bits(row, n) < kInfinity) return false;
+// Clears the values of a row whose magnitude is not below `limit`, NaNs too; returns whether there were any.
+HWY_INLINE bool clear_from(float limit, float* row, int64_t n) {
+  if (from_bits(amax_bits(row, n)) < limit) return false;
   for (int64_t i = 0; i < n; ++i)
-    if (!std::isfinite(row[i])) row[i] = 0.f;
+    if (!(std::fabs(row[i]) < limit)) row[i] = 0.f;
   return true;
 }
 
@@ -258,7 +258,7 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
   const bool is_static = p.v_scale != ScaleGranularity::kNone;
   HWY_ALIGN float scale[kMaxHeadDim];
   if (!half || kIsCode) scales_of_values(p, t, v, valid, kv_head, row, scale, inverse);
-  for (int64_t c = 0; c < n; ++c) head.v_scale[c] = half ? 1.f : scale[c];  // float16 values carry theirs themselves
+  for (int64_t c = 0; c < n; ++c) head.v_scale[c] = half && !kIsCode ? 1.f : scale[c];
   uint8_t order[kChunk / 4], place[kChunk / 4];
   quad_order(order);
   for (int w = 0; w < kChunk / 4; ++w) place[order[w]] = w;
@@ -270,7 +270,7 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
       const int64_t packed = tile * layout.tile_stride + j;
       if (j < keys) {
         load_row(v(first + j), v.channels, row);
-        if (clear_non_finite(row, n)) {
+        if (clear_from(half ? kHalfOverflow : INFINITY, row, n)) {
           head.bad[packed] |= kBadV;
           *head.any_bad |= kBadV;
         }
@@ -280,7 +280,7 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
       if (half) {
         for (int64_t i = 0; i < n; i += kLanes) {
           VF x = hn::Load(d, row + i);
-          if (kIsCode) x = hn::Mul(hn::Max(x, hn::Set(d, -kMaxCode)), hn::Load(d, scale + i));
+          if (kIsCode) x = hn::Max(x, hn::Set(d, -kMaxCode));
           hn::Store(hn::PromoteTo(d, hn::DemoteTo(dh, x)), d, head.v_float + packed * n + i);
         }
         continue;

@@ -1,0 +1,344 @@
+"""The custom op inside ONNX Runtime: types, layouts, optional inputs and outputs, dynamic shapes, refusals."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import venv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import c_abi
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from cases import CASES, AttentionCase, typed_inputs
+from onnx import TensorProto, helper
+
+from intfa_onnx import native, op_schema
+from intfa_onnx.errors import UnsupportedError
+
+ort = pytest.importorskip("onnxruntime")
+try:
+    native.get_library_path("ort")
+except UnsupportedError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+BY_NAME = {case.name: case for case in CASES}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def onnx_type(dtype: np.dtype) -> int:
+    return TensorProto.BFLOAT16 if dtype == BFLOAT16 else helper.np_dtype_to_tensor_dtype(dtype)
+
+
+def make_model(
+    inputs: dict[str, np.ndarray],
+    attributes: dict[str, Any],
+    outputs: tuple[str, ...] = op_schema.OUTPUTS,
+    shapes: str = "dynamic",
+) -> onnx.ModelProto:
+    """Build a model of one node. ``shapes``: dynamic (named), static, or none (not even the rank is known)."""
+
+    def shape_of(name: str) -> list[Any] | None:
+        x = inputs[name]
+        return {"dynamic": [f"{name}_{i}" for i in range(x.ndim)], "static": list(x.shape), "none": None}[shapes]
+
+    q_type = onnx_type(inputs["Q"].dtype)
+    types = dict.fromkeys(op_schema.OUTPUTS, q_type) | {"lse": TensorProto.FLOAT}
+    types["Y"] = attributes.get("output_dtype") or q_type
+    names = [name if name in inputs else "" for name in op_schema.INPUTS]
+    while names[-1] == "":
+        names.pop()
+    node = helper.make_node(
+        op_schema.OP_TYPE, names, list(outputs), name="attention", domain=op_schema.DOMAIN, **attributes
+    )
+    graph = helper.make_graph(
+        [node],
+        "one_node",
+        [helper.make_tensor_value_info(n, onnx_type(x.dtype), shape_of(n)) for n, x in inputs.items()],
+        [helper.make_tensor_value_info(n, types[n], None) for n in outputs if n],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(op_schema.DOMAIN, op_schema.OPSET_VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def open_session(model: onnx.ModelProto, threads: int = 1) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    native.register(options)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run with inputs and outputs of any type; numpy has no bfloat16, so those go by address."""
+    feeds = {}
+    for name, x in inputs.items():
+        raw = x.view(np.uint16) if x.dtype == BFLOAT16 else x
+        feeds[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(raw), onnx_type(x.dtype))
+    names = [output.name for output in session.get_outputs()]
+    results = session.run_with_ort_values(names, feeds)
+    return {name: to_numpy(value) for name, value in zip(names, results, strict=True)}
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    if value.element_type() != TensorProto.BFLOAT16:
+        return value.numpy()
+    import ctypes
+
+    size = math.prod(value.shape())
+    raw = ctypes.string_at(value.data_ptr(), 2 * size) if size else b""
+    return np.frombuffer(raw, BFLOAT16).reshape(value.shape())
+
+
+def attributes_of(case: AttentionCase, **options: Any) -> dict[str, Any]:
+    attributes = case.attributes() | options
+    return attributes | ({"output_dtype": TensorProto.FLOAT} if case.dtype == "int8" else {})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_every_case_equals_the_core(case: AttentionCase) -> None:
+    """The adapter adds nothing: bit-equal to the C ABI, whose results ``test_native_attention`` checks."""
+    inputs = typed_inputs(case)
+    session = open_session(make_model(inputs, attributes_of(case)), threads=2)
+    found = run(session, inputs)
+    call = c_abi.make_call(case)
+    assert call.run() == (c_abi.OK, "")
+    for output, array in zip(op_schema.OUTPUTS, ("y", "present_key", "present_value", "lse"), strict=True):
+        expected = call.arrays[array]
+        assert found[output].dtype == expected.dtype
+        np.testing.assert_array_equal(found[output].view(np.uint8), expected.view(np.uint8), output)
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "int8_qk"}, {"scheme": "paper"}, {"k_granularity": "group"}], ids=str
+)
+def test_attributes_reach_the_core(options: dict[str, str]) -> None:
+    case = BY_NAME["k_bias"]
+    inputs = typed_inputs(case)
+    found = run(open_session(make_model(inputs, attributes_of(case, **options))), inputs)["Y"]
+    call = c_abi.make_call(case, **options)
+    assert call.run() == (c_abi.OK, "")
+    np.testing.assert_array_equal(found, call.arrays["y"])
+    assert (found != run(open_session(make_model(inputs, attributes_of(case))), inputs)["Y"]).any()
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_output_dtype(dtype: int) -> None:
+    inputs = typed_inputs(BY_NAME["plain"])
+    found = run(open_session(make_model(inputs, {"output_dtype": dtype})), inputs)["Y"]
+    assert onnx_type(found.dtype) == dtype
+    expected = run(open_session(make_model(inputs, {})), inputs)["Y"]
+    np.testing.assert_array_equal(found, expected.astype(found.dtype))
+
+
+@pytest.mark.parametrize("shapes", ["dynamic", "static", "none"])
+@pytest.mark.parametrize("name", ["causal_past", "bshd_gqa_float16", "dv_larger", "mask_decode"])
+def test_shape_inference(name: str, shapes: str) -> None:
+    """What is known of the outputs before the run agrees with the run."""
+    case = BY_NAME[name]
+    inputs = typed_inputs(case)
+    session = open_session(make_model(inputs, attributes_of(case), shapes=shapes))
+    found = run(session, inputs)
+    for output in session.get_outputs():
+        actual = found[output.name].shape
+        assert len(output.shape) == len(actual), output
+        for said, size in zip(output.shape, actual, strict=True):
+            assert isinstance(said, str) or said == size, (output.name, output.shape, actual)
+            assert shapes != "static" or said == size
+
+
+def test_unknown_sizes_are_not_taken_for_equal() -> None:
+    """Two nodes whose sizes are unknown: ONNX Runtime must not plan them into each other's memory."""
+    rng = np.random.default_rng(0)
+    node = helper.make_node
+    nodes = [
+        node("IntFlashAttention", ["Q", "K", "V", "", "P", "P"], ["y1", "pk1", "pv1"], domain="intfa"),
+        node("IntFlashAttention", ["Q", "pk1", "pv1", "", "P", "P"], ["y2", "pk2", "pv2"], domain="intfa"),
+        node("ReduceSum", ["pk2"], ["sum"], keepdims=0),
+        node("Add", ["y1", "y2"], ["Y"]),
+    ]
+    value = lambda n, s: helper.make_tensor_value_info(n, TensorProto.FLOAT, s)  # noqa: E731
+    inputs = [value("Q", [1, 2, "q", 16]), *(value(n, [1, 2, "s", 16]) for n in "KV"), value("P", [1, 2, "p", 16])]
+    graph = helper.make_graph(nodes, "g", inputs, [value("Y", None), value("sum", None)])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("intfa", 1)]
+    session = open_session(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    for past in (0, 3, 50):
+        feeds = {n: rng.standard_normal((1, 2, s, 16)).astype(np.float32) for n, s in zip("QKVP", (5, 20, 20, past))}
+        y, total = session.run(None, feeds)
+        assert y.shape == (1, 2, 5, 16)
+        assert np.isclose(total, feeds["K"].sum() + 2 * feeds["P"].sum(), atol=1e-3)
+
+
+def test_one_session_serves_many_shapes_and_threads() -> None:
+    case = BY_NAME["mask_padding"]
+    sessions = [open_session(make_model(typed_inputs(case), {}), threads) for threads in (1, 2, 5)]
+    for batch, seqlen in ((1, 1), (2, 333), (4, 60), (1, 1)):
+        inputs = typed_inputs(replace(case, batch=batch, seqlen_q=seqlen, seqlen_new=seqlen))
+        results = [run(session, inputs) for session in sessions]
+        for other in results[1:]:
+            np.testing.assert_array_equal(other["Y"], results[0]["Y"])
+
+
+def test_without_optional_outputs() -> None:
+    inputs = typed_inputs(BY_NAME["plain"])
+    full = run(open_session(make_model(inputs, {})), inputs)
+    for outputs in (("Y",), ("Y", "", "", "lse"), ("Y", "present_key", "present_value")):
+        found = run(open_session(make_model(inputs, {}, outputs)), inputs)
+        assert set(found) == set(outputs) - {""}
+        for name, x in found.items():
+            np.testing.assert_array_equal(x, full[name])
+
+
+REFUSED_AT_RUN_TIME = (
+    ("head_dim", {"Q": (1, 2, 4, 12), "K": (1, 2, 6, 12)}, "head_dim=12 is unsupported (supported: multiples of 8"),
+    ("head_dim_differs", {"K": (1, 2, 6, 24)}, "do not fit together"),
+    ("batch_differs", {"V": (3, 2, 6, 16)}, "do not fit together"),
+    ("tokens_differ", {"V": (1, 2, 7, 16)}, "do not fit together"),
+    ("heads", {"Q": (1, 3, 4, 16)}, "num_heads=3 is not a positive multiple of kv_num_heads=2"),
+    ("mask", {"attn_mask": (1, 1, 5, 6)}, "attn_mask has shape [1,1,5,6], which does not broadcast to [1,2,4,6]"),
+    ("mask_too_long", {"attn_mask": (1, 1, 4, 9)}, "does not broadcast"),
+    ("past", {"past_key": (1, 2, 3, 8)}, "past_key has shape [1,2,3,8], expected [1,2,3,16]"),
+    ("past_value", {"past_value": (1, 2, 4, 16)}, "past_value has shape [1,2,4,16], expected [1,2,3,16]"),
+    ("nonpad", {"nonpad_kv_seqlen": (2,)}, "nonpad_kv_seqlen has shape [2], expected [1]"),
+    ("scale", {"v_scale": (5,)}, "v_scale has shape [5] (supported: [1], [2] or [2,16])"),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [x[1:] for x in REFUSED_AT_RUN_TIME], ids=[x[0] for x in REFUSED_AT_RUN_TIME]
+)
+def test_mismatched_shapes_are_refused_and_the_session_lives_on(
+    change: dict[str, tuple[int, ...]], message: str
+) -> None:
+    shapes = {"Q": (1, 2, 4, 16), "K": (1, 2, 6, 16), "V": (1, 2, 6, 16)}
+    if "past_key" in change or "past_value" in change:
+        shapes |= {"past_key": (1, 2, 3, 16), "past_value": (1, 2, 3, 16)}
+    shapes |= {name: (1,) * len(shape) for name, shape in change.items() if name not in shapes}
+    dtypes = {"nonpad_kv_seqlen": np.int64, "attn_mask": np.bool_}
+    fill = lambda s: {n: np.ones(shape, dtypes.get(n, np.float32)) for n, shape in s.items()}  # noqa: E731
+    session = open_session(make_model(fill(shapes), {}, ("Y",)))
+    good = session.run(None, fill(shapes))[0]
+    with pytest.raises(Exception, match="intfa: node 'attention': ") as caught:
+        session.run(None, fill(shapes | change))
+    assert message in str(caught.value)
+    np.testing.assert_array_equal(session.run(None, fill(shapes))[0], good)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"precision": "int4"}, "attribute precision='int4' is unknown (supported: int8, int8_qk)"),
+        ({"scheme": "x"}, "(supported: tile, paper)"),
+        ({"k_granularity": "x"}, "(supported: auto, token, group)"),
+        ({"causal_alignment": "x"}, "(supported: standard, lower_right)"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_unknown_attribute_values_are_refused_at_load(attributes: dict[str, str], message: str) -> None:
+    with pytest.raises(Exception, match="intfa: ") as caught:
+        open_session(make_model(typed_inputs(BY_NAME["plain"]), attributes))
+    assert message in str(caught.value)
+
+
+def test_wrong_types_are_refused() -> None:
+    inputs = typed_inputs(BY_NAME["mask_float"])
+    for name, dtype, message in (
+        ("K", np.float16, "K has element type"),
+        ("attn_mask", np.int32, "attn_mask has element type"),
+        ("Q", np.float64, "Q has element type"),
+    ):
+        changed = inputs | {name: inputs[name].astype(dtype)}
+        with pytest.raises(Exception, match=message):
+            run(open_session(make_model(changed, {}, ("Y",))), changed)
+
+
+def test_int8_needs_an_output_type() -> None:
+    inputs = typed_inputs(BY_NAME["int8_tensor"])
+    with pytest.raises(Exception, match="output_dtype is not set"):
+        run(open_session(make_model(inputs, {}, ("Y",))), inputs)
+
+
+def test_registering_again_is_harmless() -> None:
+    inputs = typed_inputs(BY_NAME["plain"])
+    options = ort.SessionOptions()
+    for _ in range(3):
+        native.register(options)
+    options.register_custom_ops_library(str(native.get_library_path("ort")))
+    model = make_model(inputs, {}).SerializeToString()
+    for _ in range(2):
+        assert ort.InferenceSession(model, options).run(None, inputs)[0].shape == inputs["Q"].shape
+
+
+def test_missing_library_and_runtime_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules["intfa_onnx"], "__path__", [str(tmp_path)])
+    with pytest.raises(UnsupportedError, match=r"libintfa_ort.so is not built: looked in .*pip install \."):
+        native.register(ort.SessionOptions())
+    with pytest.raises(UnsupportedError, match="no native library for host 'trt'"):
+        native.get_library_path("trt")  # type: ignore[arg-type]
+    monkeypatch.setattr(ort, "__version__", "1.17.3")
+    with pytest.raises(UnsupportedError, match=r"onnxruntime 1.17.3 is too old \(supported: 1.18 or newer\)"):
+        native.register(ort.SessionOptions())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnsupportedError, match="pip install 'intfa-onnx"):
+        native.check_ort_version()
+
+
+OLDEST_ORT = "1.18.1"
+RUN_IN_OLDEST = """
+import sys, numpy as np, onnxruntime as ort
+library, model, data = sys.argv[1:]
+options = ort.SessionOptions()
+options.register_custom_ops_library(library)
+options.register_custom_ops_library(library)
+arrays = np.load(data)
+expected = {n[9:]: arrays[n] for n in arrays.files if n.startswith("expected_")}
+session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+found = session.run(list(expected), {n: arrays[n] for n in arrays.files if not n.startswith("expected_")})
+for (name, x), y in zip(expected.items(), found):
+    np.testing.assert_array_equal(x, y, name)
+print(ort.__version__)
+"""
+
+
+@pytest.fixture(scope="module")
+def oldest_python() -> str:
+    """Python of a virtual environment with the oldest ONNX Runtime, kept in the cache folder between runs."""
+    cache = Path(os.environ.get("INTFA_CACHE_DIR", Path.home() / ".cache/intfa"))
+    folder = cache / f"venv-ort-{OLDEST_ORT}-py{sys.version_info.major}.{sys.version_info.minor}"
+    python = folder / "bin/python"
+    done = folder / "complete"
+    if not done.exists():
+        venv.create(folder, with_pip=True, clear=True)
+        answer = subprocess.run(
+            [str(python), "-m", "pip", "install", "-q", f"onnxruntime=={OLDEST_ORT}", "numpy<2"],
+            capture_output=True,
+            text=True,
+        )
+        if answer.returncode != 0:
+            pytest.skip(f"onnxruntime {OLDEST_ORT} cannot be installed: {answer.stderr.strip().splitlines()[-1]}")
+        done.touch()
+    return str(python)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["causal_past", "bshd_gqa_float16", "mask_padding", "nonpad", "static_head"])
+def test_same_binary_under_the_oldest_onnxruntime(name: str, oldest_python: str, tmp_path: Path) -> None:
+    case = BY_NAME[name]
+    inputs = typed_inputs(case)
+    model = make_model(inputs, attributes_of(case))
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "model.onnx")
+    expected = run(open_session(model), inputs)
+    np.savez(tmp_path / "data.npz", **inputs, **{f"expected_{n}": x for n, x in expected.items()})
+    command = [oldest_python, "-c", RUN_IN_OLDEST, str(native.get_library_path("ort"))]
+    answer = subprocess.run(
+        [*command, str(tmp_path / "model.onnx"), str(tmp_path / "data.npz")], capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout.strip() == OLDEST_ORT
