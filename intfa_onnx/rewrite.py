@@ -122,6 +122,7 @@ def rewrite(
                 lowered.append((node, planned.match.head_dim, planned.match.num_heads, planned.match.kv_num_heads))
     if lowered:
         _import_domain(working)
+        _declare_call_types(working, view)
     if portable:
         add_functions(working, view, lowered)
     return RewriteResult(working, tuple(reports), portable, nodes_before, _count_nodes(working))
@@ -178,6 +179,17 @@ def _import_domain(model: ir.Model) -> None:
     for function in model.functions.values():
         if any(n.domain == op_schema.DOMAIN for n in function.all_nodes()):
             function.opset_imports.setdefault(op_schema.DOMAIN, op_schema.OPSET_VERSION)
+
+
+def _declare_call_types(model: ir.Model, view: View) -> None:
+    """Declare the types of what functions return: ONNX Runtime does not infer them through our operator."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_identifier() not in model.functions or node.domain == op_schema.DOMAIN:
+                continue
+            for output in node.outputs:
+                if output.dtype is None and (dtype := view.dtype(output)) is not None:
+                    output.dtype = dtype
 
 
 def _count_nodes(model: ir.Model) -> int:

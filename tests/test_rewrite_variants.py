@@ -9,6 +9,7 @@ import pytest
 from attention_graphs import (
     BOOL,
     KT,
+    MASK,
     TAIL,
     VARIANTS,
     attributes,
@@ -127,6 +128,23 @@ NEGATIVES = {
         "",
         "",
         "go through Dropout",
+    ),
+    "NaN replaced by one": (
+        KT
+        + "one = Constant <value = float {1}> ()\n X = MatMul (Q, Kt)\n p = Softmax <axis = -1> (X)\n nan = IsNaN (p)\n"
+        + "P = Where (nan, one, p)\n Y = MatMul (P, V)",
+        "",
+        "",
+        "not a NaN guard",
+    ),
+    "rows emptied by something else": (
+        KT
+        + "last = Constant <value = int64[1] {-1}> ()\n low = Constant <value = float {-inf}> ()\n X = MatMul (Q, Kt)\n"
+        + "p = Softmax <axis = -1> (X)\n m = ReduceMax (M, last)\n e = Equal (m, low)\n P = Where (e, zero, p)\n"
+        + "Y = MatMul (P, V)",
+        MASK,
+        "",
+        "something other than their mask",
     ),
     "scale per key": (
         KT + "s = MatMul (Q, Kt)\n X = Mul (s, R)\n" + TAIL,
@@ -331,3 +349,97 @@ def test_readers_of_the_shape_do_not_keep_the_scores():
     model = parse(body, outputs="float[B, 2, S, 16] Y, int64[2] shape")
     rewritten = check_raise(model)
     assert "MatMul" not in {n.op_type for n in rewritten.graph.node}
+
+
+def test_queries_of_all_heads_as_one_are_rejected():
+    """P [B, H, S, T] read as [B, H*S, T]: the heads share V, which Q K^T does not."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[3, 2, 5, 16] Q, float[3, 2, 7, 16] K, float[3, 7, 16] V) => (float[3, 10, 16] Y) {
+            Kt = Transpose <perm = [0, 1, 3, 2]> (K)
+            X = MatMul (Q, Kt)
+            p = Softmax <axis = -1> (X)
+            shape = Constant <value = int64[3] {3, 10, 7}> ()
+            P = Reshape (p, shape)
+            Y = MatMul (P, V)
+        }"""
+    )
+    assert "not provably those of Q K^T" in rejection(model)
+
+
+def grouped_model(axis: int) -> onnx.ModelProto:
+    """Two key heads for four query heads: each repeated in place (axis 2), or both in turn (axis 1)."""
+    repeat = "1, 1, 2, 1, 1" if axis == 2 else "1, 2, 1, 1, 1"
+    return onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 18]>
+        g (float[3, 4, 5, 16] Q, float[3, 2, 7, 16] K, float[3, 2, 7, 16] V) => (float[3, 4, 5, 16] Y) {{
+            axis = Constant <value = int64[1] {{{axis}}}> ()
+            repeat = Constant <value = int64[5] {{{repeat}}}> ()
+            heads = Constant <value = int64[4] {{3, 4, 7, 16}}> ()
+            k5 = Unsqueeze (K, axis)
+            k55 = Expand (k5, repeat)
+            k = Reshape (k55, heads)
+            v5 = Unsqueeze (V, axis)
+            v55 = Expand (v5, repeat)
+            v = Reshape (v55, heads)
+            Kt = Transpose <perm = [0, 1, 3, 2]> (k)
+            X = MatMul (Q, Kt)
+            P = Softmax <axis = -1> (X)
+            Y = MatMul (P, v)
+        }}"""
+    )
+
+
+def test_repeated_key_heads_are_not_repeated():
+    [node] = fused(check_raise(grouped_model(axis=2)))
+    assert list(node.input) == ["Q", "K", "V"]
+
+
+def test_key_heads_repeated_in_turn_stay():
+    """Query head 1 reads key head 1 here, and key head 0 in grouped-query attention."""
+    [node] = fused(check_raise(grouped_model(axis=1)))
+    assert node.input[1] != "K"
+
+
+@pytest.mark.parametrize("v_perm", [(0, 2, 1, 3), (0, 3, 1, 2)])
+def test_packed_heads(v_perm):
+    """Heads behind the tokens are read as they lie; a V that is stored otherwise keeps its Transpose."""
+    v_shape = [0, 0, 0, 0]
+    for axis, size in zip(v_perm, ("B", 2, "T", 16), strict=True):
+        v_shape[axis] = size
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 18]>
+        g (float[B, S, 2, 16] Q, float[B, T, 2, 16] K, float[{", ".join(map(str, v_shape))}] V)
+          => (float[B, S, 2, 16] Y) {{
+            q = Transpose <perm = [0, 2, 1, 3]> (Q)
+            k = Transpose <perm = [0, 2, 3, 1]> (K)
+            v = Transpose <perm = [{", ".join(map(str, v_perm))}]> (V)
+            X = MatMul (q, k)
+            P = Softmax <axis = -1> (X)
+            y = MatMul (P, v)
+            Y = Transpose <perm = [0, 2, 1, 3]> (y)
+        }}"""
+    )
+    [node] = fused(check_raise(model))
+    assert attributes(node).get("q_num_heads", 0) == (2 if v_perm == (0, 2, 1, 3) else 0)
+
+
+@pytest.mark.parametrize("shared", ["Q in batch", "Q in heads", "K in heads", "K and V in heads", "K and V in batch"])
+def test_broadcast_operands(shared):
+    """The products broadcast; the operator wants the sizes, but for fewer key heads."""
+    names, _, where = shared.partition(" in ")
+    small = "1, 2" if where == "batch" else "3, 1"
+    shapes = {n: small if n in names else "3, 2" for n in ("Q", "K", "V")}
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 18]>
+        g (float[{shapes["Q"]}, 5, 16] Q, float[{shapes["K"]}, 7, 16] K, float[{shapes["V"]}, 7, 16] V)
+          => (float[3, 2, 5, 16] Y) {{
+            {KT}
+            X = MatMul (Q, Kt)
+            P = Softmax <axis = -1> (X)
+            Y = MatMul (P, V)
+        }}"""
+    )
+    [node] = fused(check_raise(model))
+    direct = {"K and V in heads": ["Q", "K", "V"]}.get(shared)
+    assert direct is None or list(node.input) == direct
