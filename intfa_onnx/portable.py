@@ -39,7 +39,6 @@ class Configuration:
     scale: float
     softcap: float
     is_causal: bool
-    lower_right: bool
     window_left: int
     window_right: int
 
@@ -89,7 +88,6 @@ def _configuration(
         scale=float(attribute("scale")) or 1 / math.sqrt(head_dim),
         softcap=float(attribute("softcap")),
         is_causal=bool(attribute("is_causal")),
-        lower_right=attribute("causal_alignment") == "lower_right",
         window_left=int(attribute("window_left")),
         window_right=int(attribute("window_right")),
     )
@@ -161,7 +159,7 @@ def _body(x: dict[str, ir.Value], c: Configuration) -> list[Operand]:
 
 
 def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_kv: Operand) -> list[Operand]:
-    """Boolean masks [.., Sq, Skv] of padding, causality and window; the offset is the one of ``operator.md``."""
+    """Boolean masks [.., Sq, Skv] of padding, causality and window, with the standard alignment."""
     zero, one = _i(0), _i(1)
     rows = Call("Unsqueeze", (Call("Range", (zero, _scalar(seqlen_q), one)),), {"axes": [1]})
     columns = Call("Unsqueeze", (Call("Range", (zero, _scalar(seqlen_kv), one)),), {"axes": [0]})
@@ -171,8 +169,6 @@ def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_
     offset: Operand = zero
     if nonpad is not None:
         offset = Call("Sub", (nonpad, seqlen_q))
-    elif c.lower_right:
-        offset = Call("Sub", (seqlen_kv, seqlen_q))
     elif "past_key" in x:
         offset = _size(x["past_key"], 2)
     position = Call("Add", (rows, offset))

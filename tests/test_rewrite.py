@@ -7,6 +7,7 @@ import json
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 from attention_graphs import (
     KT,
@@ -48,6 +49,9 @@ def test_input_is_not_changed():
     before = model.SerializeToString(deterministic=True)
     intfa_onnx.rewrite(model)
     assert model.SerializeToString(deterministic=True) == before
+    parsed = ir.from_proto(model)
+    intfa_onnx.rewrite(parsed)
+    assert ir.to_proto(parsed) == canonical(model)
 
 
 def test_names_and_metadata_are_kept():

@@ -108,6 +108,14 @@ NEGATIVES = {
         "",
         "axis 2",
     ),
+    "softmax over queries, written out": (
+        KT
+        + "rows = Constant <value = int64[1] {2}> ()\n X = MatMul (Q, Kt)\n m = ReduceMax (X, rows)\n d = Sub (X, m)\n"
+        + "e = Exp (d)\n l = ReduceSum (e, rows)\n P = Div (e, l)\n Y = MatMul (P, V)",
+        "",
+        "",
+        "not over the last",
+    ),
     "linear attention": (
         "Vt = Transpose <perm = [0, 1, 3, 2]> (V)\n c = MatMul (Vt, K)\n p = Softmax <axis = -1> (Q)\n"
         "ct = Transpose <perm = [0, 1, 3, 2]> (c)\n Y = MatMul (p, ct)",
@@ -258,6 +266,9 @@ NOT_CAUSAL = {
     "from one": (
         "kr1 = Range (i1, sk, i1)\n k3 = Unsqueeze (kr1, first)\n k4 = Pad (k3, pads, i0)\n C = LessOrEqual (k4, q2)\n"
     ),
+    "queries from one": (
+        "sq_1 = Add (sq, i1)\n qr1 = Range (i1, sq_1, i1)\n q3 = Unsqueeze (qr1, last)\n C = LessOrEqual (k2, q3)\n"
+    ),
     "with padding": "c = LessOrEqual (k2, q2)\n C = And (c, M)\n",
 }
 MASKED = "low = Constant <value = float {-3.4028235e38}> ()\n s = MatMul (Q, Kt)\n X = Where (C, s, low)\n"
@@ -321,6 +332,25 @@ def test_scores_reshaped_for_a_mask():
             u = Reshape (t, wide)
             v = Add (u, M)
             X = Reshape (v, shape)
+            P = Softmax <axis = -1> (X)
+            Y = MatMul (P, V)
+        }"""
+    )
+    check_raise(model)
+
+
+def test_merged_heads_unmerged_for_a_mask():
+    """Batch and heads as one axis for both products (torch.bmm), apart while the mask of the batch is added."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[6, 5, 16] Q, float[6, 7, 16] K, float[6, 7, 16] V, float[3, 1, 5, 7] M) => (float[6, 5, 16] Y) {
+            Kt = Transpose <perm = [0, 2, 1]> (K)
+            s = MatMul (Q, Kt)
+            apart = Constant <value = int64[4] {3, 2, 5, 7}> ()
+            merged = Constant <value = int64[3] {6, 5, 7}> ()
+            t = Reshape (s, apart)
+            u = Add (t, M)
+            X = Reshape (u, merged)
             P = Softmax <axis = -1> (X)
             Y = MatMul (P, V)
         }"""
