@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import sys
+import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,7 +182,8 @@ def main() -> int:
             f"tokens, padded batches of {BATCH}; onnxruntime {onnxruntime.__version__}, "
             f"median of {arguments.repeats} runs."
         )
-        console.print(f"worst, tile scheme: {qualities['tile'].worst_sentence!r}", markup=False, highlight=False)
+        worst = textwrap.shorten(qualities["tile"].worst_sentence, 60)
+        console.print(f"worst, tile scheme: {worst}", markup=False, highlight=False)
         limits = f"6/6 replaced, worst cosine >= {WORST_COSINE}, mean >= {MEAN_COSINE}"
         console.print(f"tile scheme {'within' if passed else 'MISSES'} its limits: {limits}")
     return 0 if passed else 1
