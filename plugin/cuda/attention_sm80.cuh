@@ -13,11 +13,12 @@
 //
 // kScored: the scores pass through softcap or a mask tensor, in log2 units. Causal, window, ragged ends and nonpad
 // lengths are limits [begin, end) per row and belong to every kernel: tiles outside the limits of all rows are not
-// visited, tiles inside those of all rows are not compared.
+// visited, tiles inside those of all rows are not compared. A tile that the mask tensor excludes for a whole warp is
+// skipped by it.
 //
-// Non-finite input: Q gives its row a NaN shift (below); K and V are marked in the packed tensors and counted in
-// tile_flags, and the CTAs that see a flag overwrite with NaN what IEEE arithmetic would have, after the main loop and
-// outside of it.
+// Non-finite input: a query gets a NaN unit, which its row's sums carry to the end; keys and values are marked in the
+// packed tensors and in tile_flags, and CTAs that see a flag overwrite with NaN what IEEE arithmetic would have, after
+// the main loop and outside of it.
 //
 // Source: the scheme is `scheme=tile` of the operator's documentation; after FlashAttention-2 (arXiv 2307.08691).
 #pragma once
@@ -135,8 +136,13 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     auto mask_terms = [&] {
       return smem + Shape::kMaskOffset + (ptx::thread_index() >> 5) * Shape::kWarpRows * kTileN * 4;
     };
-    if (kScored && params.mask.data != nullptr)
-      stage_mask<kStrips>(params, Work::of<Shape>(params), lane_key, mask_terms());
+    if (kScored && params.mask.data != nullptr) {
+      const bool attended = stage_mask<kStrips>(params, Work::of<Shape>(params), lane_key, mask_terms());
+      if (!ptx::warp_any(attended)) {  // nothing for this warp
+        k_tile = next_stage(k_tile);
+        return;
+      }
+    }
 
     int32_t s[kStrips][kTileN / 8][4];
     multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);

@@ -65,8 +65,9 @@ INTFA_DEVICE uint32_t mask_slot(int half, int group, int lane) {
 // Brings the mask of a tile to shared memory, as log2 terms, each lane its own: in a loop of its own, because a mask of
 // any type and stride takes much code. key: the lane's first of the tile.
 template <int kStrips>
-INTFA_DEVICE void stage_mask(const AttentionParams& params, const Work& work, int key, uint32_t terms) {
+INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, int key, uint32_t terms) {
   const MaskParams& mask = params.mask;
+  bool attended = false;
 #pragma unroll 1
   for (int half = 0; half < 2 * kStrips; ++half) {
     const int64_t row = mask_row(params, work, work.warp_row + 8 * half + work.lane / 4);
@@ -76,10 +77,14 @@ INTFA_DEVICE void stage_mask(const AttentionParams& params, const Work& work, in
       float term[4];
       load4(term, mask.data, row + first * mask.key, mask.key, params.mask_seqlen_kv - first, mask.dtype, mask.vector4);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) term[k] = mask_term(term[k], mask.dtype);
+      for (int k = 0; k < 4; ++k) {
+        term[k] = mask_term(term[k], mask.dtype);
+        attended |= term[k] != -INFINITY;
+      }
       ptx::st_shared(terms + mask_slot(half, i, work.lane), term);
     }
   }
+  return attended;
 }
 
 // The plain kernel: scores stay y.
