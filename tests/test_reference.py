@@ -13,7 +13,7 @@ import onnx.reference
 import pytest
 from cases import CASES, DTYPES, AttentionCase, make_inputs, typed_inputs
 from onnx import helper
-from truth import HALF, PAPER, PAPER_HALF, TILE, Scheme, Truth, truth_of
+from truth import HALF, PAPER, PAPER_HALF, TILE, Scheme, truth_of
 
 from intfa_onnx import op_schema, reference
 from intfa_onnx.errors import UnsupportedError
@@ -75,6 +75,16 @@ def test_group_granularity_costs_little() -> None:
     truth = cached_truth(case, TILE)
     errors = [np.linalg.norm(run(case, k_granularity=g).y - truth.y) for g in ("token", "group")]
     assert errors[0] < errors[1] < 2 * errors[0]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_qk"])
+def test_paper_is_as_published(precision: str) -> None:
+    """Neither smoothing nor coarser key scales change it."""
+    options = {"scheme": "paper", "precision": precision}
+    plain = run(replace(BY_NAME["k_bias"], smooth_k=False), **options)
+    for other in (run(BY_NAME["k_bias"], **options), run(BY_NAME["k_bias"], k_granularity="group", **options)):
+        np.testing.assert_array_equal(other.y, plain.y)
+        np.testing.assert_array_equal(other.lse, plain.lse)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -279,4 +289,6 @@ def test_truth_refuses_a_wrong_result() -> None:
     result = run(BY_NAME["v_mean"])
     for wrong in (result.y * 1.005, np.roll(result.y, 1, axis=2), np.where(result.y > 3.0, np.nan, result.y)):
         with pytest.raises(AssertionError):
-            Truth.check(truth, wrong, result.lse)
+            truth.check(wrong, result.lse)
+    with pytest.raises(AssertionError, match="lse is off"):
+        truth.check(result.y, result.lse + 0.02)

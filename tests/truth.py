@@ -13,6 +13,8 @@ y = sum_j p_j v_j moves by sum_j p_j (v_j - y) d_j if the scores move by d_j, an
   there the error of P acts on v_j, not on v_j - y;
 - V's noise is averaged by p.
 
+The lse moves by sum_j p_j d_j, and by P's noise where the row sum is of the rounded P.
+
 A case passes if its root mean square error is at most ``RMS_FACTOR`` times the predicted one, and no element is off by
 more than ``PEAK_FACTOR`` times its own: the noise of an element is a sum of many bounded terms, hence close to normal,
 and the cases have under 10^5 elements (4.5 sigma). The rest is for the chance of small cases and for what first order
@@ -50,6 +52,7 @@ class Truth:
     y: np.ndarray  # float64 [B, Hq, Sq, Dv]
     lse: np.ndarray  # float64 [B, Hq, Sq]
     sigma: np.ndarray  # float64 [B, Hq, Sq, Dv]
+    lse_sigma: np.ndarray  # float64 [B, Hq, Sq]: the same for lse
 
     def check(self, y: np.ndarray, lse: np.ndarray, output_step: float = 2.0**-24) -> None:
         """Assert that an INT8 result is within the bound: NaN and infinities at the same places, the errors small.
@@ -66,6 +69,12 @@ class Truth:
         rms, allowed = math.sqrt(np.mean(error**2)), RMS_FACTOR * math.sqrt(np.mean(sigma**2)) + floor
         assert ratio.max() <= 1, f"at {worst}: {y[worst]}, exact {self.y[worst]}, expected error {sigma[worst]:.3g}"
         assert rms <= allowed, f"rms error {rms:.3g}, allowed {allowed:.3g}"
+        seen = np.isfinite(self.lse) & (self.lse > -1e38)  # of a row at finfo.min only the sign and size are promised
+        allowed_lse = PEAK_FACTOR * self.lse_sigma[seen] + 1e-5 * (1 + np.abs(self.lse[seen]))
+        error_lse = np.abs(lse[seen] - self.lse[seen])
+        assert (error_lse <= allowed_lse).all(), (
+            f"lse is off by {(error_lse / allowed_lse).max():.3g} times the allowed"
+        )
 
 
 def truth_of(
@@ -74,10 +83,10 @@ def truth_of(
     """Compute the outputs of a case one query at a time; ``inputs`` takes the place of ``make_inputs(case)``."""
     data = _Data(case, scheme, make_inputs(case) if inputs is None else inputs)
     y = np.zeros((case.batch, case.num_heads, case.seqlen_q, case.head_dim_v))
-    sigma, lse = np.zeros_like(y), np.zeros(y.shape[:3])
+    sigma, lse, lse_sigma = np.zeros_like(y), np.zeros(y.shape[:3]), np.zeros(y.shape[:3])
     for b, h in np.ndindex(case.batch, case.num_heads):
-        y[b, h], lse[b, h], sigma[b, h] = data.head(b, h, tile_n)
-    return Truth(y, lse, sigma)
+        y[b, h], lse[b, h], sigma[b, h], lse_sigma[b, h] = data.head(b, h, tile_n)
+    return Truth(y, lse, sigma, lse_sigma)
 
 
 class _Data:
@@ -148,8 +157,8 @@ class _Data:
         keys = keys[mask[keys] != -np.inf]
         return keys, mask[keys]
 
-    def head(self, b: int, h: int, tile_n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return y, lse and the expected error of one head's rows, [Sq, Dv], [Sq], [Sq, Dv]."""
+    def head(self, b: int, h: int, tile_n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return y and lse of one head's rows, [Sq, Dv] and [Sq], and the expected error of each."""
         case, g = self.case, h // self.group
         attended = np.zeros((case.seqlen_q, case.seqlen_kv), bool)
         bias = np.zeros(attended.shape)
@@ -179,19 +188,27 @@ class _Data:
         moved = p * slope * self.scale
         both = (moved @ (v[:, :, None] * felt_k[:, None]).reshape(len(k), -1)).reshape(*y.shape, -1)
         noise_q = self.q_step[b, h][:, None] * np.linalg.norm(both - y[:, :, None] * (moved @ felt_k)[:, None], axis=2)
-        noise_k = _spread(moved * self.k_step[b, g] * np.linalg.norm(q, axis=1)[:, None], v, y)
+        key_noise = moved * self.k_step[b, g] * np.linalg.norm(q, axis=1)[:, None]
+        noise_k = _spread(key_noise, v, y)
+        # The lse moves by sum_j p_j d_j; Q's noise acts on it through the keys as they are, their mean included.
+        lse_variance = (self.q_step[b, h] * np.linalg.norm(moved @ k, axis=1)) ** 2 + (key_noise**2).sum(1)
         around = np.zeros_like(y) if self.scheme.paper else y
         if self.scheme.p_codes:
             noise_v = np.sqrt(p**2 @ self.v_step[b, g] ** 2)
             step, error = self._p_noise(scores, tile_n)
             fixed = (error @ v - error.sum(1, keepdims=True) * around) / total
             noise_p = _spread(step / total, v, around)
+            if not self.scheme.paper:
+                lse_variance += ((step / total) ** 2).sum(1) + 12 * (error.sum(1) / total[:, 0]) ** 2
         else:  # float16: a step is at most 2^-10 of the value, and at least 2^-24
             noise_v = np.sqrt(p**2 @ (v * 2.0**-10) ** 2)
-            noise_p = _spread(np.where(attended, np.maximum(p * 2.0**-10, 2.0**-24 / total), 0.0), v, y)
+            step = np.where(attended, np.maximum(p * 2.0**-10, 2.0**-24 / total), 0.0)
+            noise_p = _spread(step, v, y)
+            lse_variance += (step**2).sum(1)
             fixed = np.zeros_like(y)
         variance = (noise_q**2 + noise_k**2 + noise_v**2 + noise_p**2) / 12 + fixed**2
-        return np.where(bad_y, np.nan, y), np.where(bad_row, np.nan, lse), np.where(bad_y, np.nan, np.sqrt(variance))
+        sigma, lse_sigma = np.sqrt(variance), np.sqrt(lse_variance / 12)
+        return np.where(bad_y, np.nan, y), np.where(bad_row, np.nan, lse), np.where(bad_y, np.nan, sigma), lse_sigma
 
     def _p_noise(self, scores: np.ndarray, tile_n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the step of each P and the error of the exact one's rounding, as multiples of exp(row max)."""
