@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from . import toolchain
 from .simulator import DEFAULT_MODE, Mode, Simulator
 
 HEAD_DIMS = (32, 64, 96, 128, 256)
+SANITIZED_DIMS = (64, 128)  # Q in registers, Q in shared memory
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.bool_]  # enum DataType
 SCALES = ("none", "per_tensor", "per_head", "per_channel")  # enum ScaleGranularity
 
@@ -147,15 +149,24 @@ def case_attributes(case: AttentionCase, precision: str, scheme: str) -> Attribu
     )
 
 
-def attention_sources(plugin: Path, head_dims: tuple[int, ...] = HEAD_DIMS) -> list[Path]:
-    """Driver, launcher and the kernels of some head sizes."""
-    kernels = [plugin / "cuda" / f"kernels_d{d}.cu" for d in head_dims]
-    return [toolchain.SIMT / "attention_driver.cc", plugin / "cuda" / "dispatch.cu", *kernels]
+def build(sanitizer: str = "") -> Path:
+    """The CUDA backend compiled for the host; with a sanitizer, the kernels of SANITIZED_DIMS."""
+    sources = [toolchain.SIMT / "attention_driver.cc", toolchain.SIMT / "attention_shapes.cc"]
+    kernels = {d: toolchain.PLUGIN / "cuda" / f"kernels_d{d}.cu" for d in HEAD_DIMS}
+    plain = [kernels.pop(d) for d in HEAD_DIMS if sanitizer and d not in SANITIZED_DIMS]
+    sources += [toolchain.PLUGIN / "cuda" / "dispatch.cu", *kernels.values()]
+    return toolchain.host_library(sources, "libattention", sanitizer=sanitizer, not_sanitized=plain, optimize="-O1")
 
 
-def build(stem: str = "libattention", plugin: Path = toolchain.PLUGIN, sanitizer: str = "") -> Path:
-    """The CUDA backend compiled for the host."""
-    return toolchain.host_library(attention_sources(plugin), stem, plugin=plugin, sanitizer=sanitizer, optimize="-O1")
+ALL_SETS = "{&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256}"
+
+
+def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tuple[Path, Path]:
+    """A patched backend with the kernels of head size 64 alone: its library, and the tree that it was built from."""
+    one = {"cuda/dispatch.cu": [(ALL_SETS, "{&kKernels64}")]}
+    tree = toolchain.patched_tree(name, {**one, **patches})
+    sources = [tree / "simt" / "attention_driver.cc", tree / "cuda" / "dispatch.cu", tree / "cuda" / "kernels_d64.cu"]
+    return toolchain.host_library(sources, f"libmutant-{name}", plugin=tree, optimize="-O1"), tree
 
 
 def build_ptx(head_dim: int, stem: str = "attention", plugin: Path = toolchain.PLUGIN) -> Path:

@@ -21,7 +21,7 @@ struct PendingCopy {
 };
 
 struct Thread : ThreadIndex {
-  Fiber fiber;
+  Fiber* fiber = nullptr;
   bool exited = false;
   const char* waits_in = "";  // for the deadlock report
   loc_t waits_at;

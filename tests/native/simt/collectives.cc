@@ -42,7 +42,7 @@ void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
   tsan_release(&barrier.tsan_token);
   if (barrier.arrived == 0) {
     barrier.expected = expected;
-    barrier.line_of_warp.assign(block->warps.size(), 0);
+    for (unsigned& line : barrier.line_of_warp) line = 0;
   } else if (barrier.expected != expected) {
     fail("barrier: " + std::to_string(expected) + " threads expected here, " + std::to_string(barrier.expected) +
              " by an earlier arrival",

@@ -58,19 +58,25 @@ simt_switch:
 
 namespace simt {
 
-void prepare_fiber(Fiber& fiber, char* stack, size_t stack_bytes, void (*entry)()) {
+void create_fiber(Fiber& fiber, char* stack, size_t stack_bytes) {
   fiber.stack = stack;
   fiber.stack_bytes = stack_bytes;
+#ifdef SIMT_TSAN
+  fiber.tsan_fiber = __tsan_create_fiber(0);
+#endif
+}
+
+void start_fiber(Fiber& fiber, void (*entry)()) {
+#ifdef SIMT_ASAN
+  __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);  // frames that the last run left behind
+#endif
   // As after a call: 16-byte alignment less the return address, here a null one, then the entry, then six registers.
-  void** top = reinterpret_cast<void**>(stack + stack_bytes - 56);
+  void** top = reinterpret_cast<void**>(fiber.stack + fiber.stack_bytes - 56);
   *top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
   top -= 6;
   std::memset(top, 0, 6 * sizeof(void*));
   fiber.stack_pointer = top;
-#ifdef SIMT_TSAN
-  fiber.tsan_fiber = __tsan_create_fiber(0);
-#endif
 }
 
 void adopt_this_stack([[maybe_unused]] Fiber& launcher) {
@@ -84,7 +90,7 @@ void release_fiber([[maybe_unused]] Fiber& fiber) {
   __tsan_destroy_fiber(fiber.tsan_fiber);
 #endif
 #ifdef SIMT_ASAN
-  __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);  // frames that an error left behind
+  __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);
 #endif
 }
 

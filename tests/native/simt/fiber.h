@@ -15,9 +15,10 @@ struct Fiber {
   void* asan_fake_stack = nullptr;
 };
 
-// Makes `fiber` run entry() on its stack when it is first switched to. entry() begins with fiber_entered() and never
-// returns.
-void prepare_fiber(Fiber& fiber, char* stack, size_t stack_bytes, void (*entry)());
+// A fiber on its own stack; TSan knows it as one thread until release_fiber(), whatever it runs.
+void create_fiber(Fiber& fiber, char* stack, size_t stack_bytes);
+// Makes `fiber` run entry() when it is next switched to. entry() begins with fiber_entered() and never returns.
+void start_fiber(Fiber& fiber, void (*entry)());
 void adopt_this_stack(Fiber& launcher);
 void release_fiber(Fiber& fiber);
 

@@ -94,6 +94,19 @@ __global__ void exit_before_copy(uint32_t* data) {
   ptx::cp_async16(ptx::smem_u32(ptx::dynamic_smem()) + 16 * (threadIdx.x & 31), data + 4 * (threadIdx.x & 7));
   ptx::cp_async_commit();
 }
+// For the sanitizers: one lane reads behind the array; two warps write the same word.
+__global__ void out_of_bounds(uint32_t* data) { data[threadIdx.x] = data[threadIdx.x + (threadIdx.x == 63)]; }
+__global__ void global_race(uint32_t* data) { data[threadIdx.x & 31] = threadIdx.x; }
+// A warp reads what another lane of it copied, after its own wait alone.
+__global__ void missing_warp_sync(uint32_t* data) {
+  const uint32_t smem = ptx::smem_u32(ptx::dynamic_smem());
+  ptx::cp_async16(smem + 16 * threadIdx.x, data + 4 * (threadIdx.x & 15));
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  uint32_t v[4];
+  ptx::ld_shared(v, smem + 16 * (threadIdx.x ^ 1));
+  data[threadIdx.x] = v[0];
+}
 // Rows of 128 bytes: without a swizzle the eight rows of an ldmatrix share their banks.
 __global__ void bank_conflict(uint32_t* data) {
   const uint32_t smem = ptx::smem_u32(ptx::dynamic_smem());

@@ -21,6 +21,9 @@ extern "C" SIMT_API int defect_run(const char* name, uint32_t* data, char* error
       {"divergent_barrier", divergent_barrier},
       {"missing_warp_at_barrier", missing_warp_at_barrier},
       {"exit_before_copy", exit_before_copy},
+      {"out_of_bounds", out_of_bounds},
+      {"global_race", global_race},
+      {"missing_warp_sync", missing_warp_sync},
       {"bank_conflict", bank_conflict},
   };
   return simt::guarded(error, error_bytes,

@@ -59,7 +59,7 @@ int choose(int self) {
 void resume(Fiber& from, int thread) {
   total.switches++;
   current = &block->threads[thread];
-  switch_fiber(from, block->threads[thread].fiber);
+  switch_fiber(from, *block->threads[thread].fiber);
 }
 
 [[noreturn]] void back_to_launcher(Fiber& from) {
@@ -91,10 +91,10 @@ void thread_main() {
   tsan_release(&block->finished);
   self.exited = true;
   clear_runnable(self.id());
-  if (--block->alive == 0) back_to_launcher(self.fiber);
+  if (--block->alive == 0) back_to_launcher(*self.fiber);
   const int next = choose(self.id());
   if (next < 0) fail_deadlock();
-  resume(self.fiber, next);
+  resume(*self.fiber, next);
   __builtin_unreachable();
 }
 
@@ -120,24 +120,30 @@ class SharedMemory {
   unsigned char* data_;
 };
 
-class Stacks {
+// One fiber per thread of a block, used by block after block: making them is the expensive part, for TSan above all.
+class Fibers {
  public:
-  explicit Stacks(size_t count) : bytes_(count * kStackBytes) {
+  explicit Fibers(size_t count) : bytes_(count * kStackBytes), fibers_(count) {
     void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw Error("cannot map " + std::to_string(bytes_) + " bytes of stacks; use smaller blocks");
     data_ = static_cast<char*>(p);
+    for (size_t i = 0; i < count; i++) create_fiber(fibers_[i], data_ + i * kStackBytes, kStackBytes);
   }
-  ~Stacks() { munmap(data_, bytes_); }
-  Stacks(const Stacks&) = delete;
-  Stacks& operator=(const Stacks&) = delete;
-  char* stack(size_t i) { return data_ + i * kStackBytes; }
+  ~Fibers() {
+    for (Fiber& fiber : fibers_) release_fiber(fiber);
+    munmap(data_, bytes_);
+  }
+  Fibers(const Fibers&) = delete;
+  Fibers& operator=(const Fibers&) = delete;
+  Fiber& operator[](size_t i) { return fibers_[i]; }
 
  private:
   size_t bytes_;
   char* data_;
+  std::vector<Fiber> fibers_;
 };
 
-void run_block(const LaunchRequest& request, Stacks& stacks, dim3 index, uint64_t seed) {
+void run_block(const LaunchRequest& request, Fibers& fibers, dim3 index, uint64_t seed) {
   const unsigned count = request.block.x * request.block.y * request.block.z;
   SharedMemory shared(request.shared_bytes);
   const auto state = std::make_unique<Block>();
@@ -151,6 +157,10 @@ void run_block(const LaunchRequest& request, Stacks& stacks, dim3 index, uint64_
   block->shared = shared.data();
   block->shared_bytes = request.shared_bytes;
   block->body = &request.body;
+  for (Barrier& barrier : block->barriers) {  // now, so that no thread allocates what another one frees
+    barrier.waiting.reserve(count);
+    barrier.line_of_warp.assign(count / 32, 0);
+  }
   adopt_this_stack(block->launcher);
   for (unsigned i = 0; i < count; i++) {
     Thread& thread = block->threads[i];
@@ -161,13 +171,13 @@ void run_block(const LaunchRequest& request, Stacks& stacks, dim3 index, uint64_
     thread.grid_dim = request.grid;
     thread.lane = int(i % 32);
     thread.warp = int(i / 32);
-    prepare_fiber(thread.fiber, stacks.stack(i), kStackBytes, thread_main);
+    thread.fiber = &fibers[i];
+    start_fiber(*thread.fiber, thread_main);
     make_runnable(int(i));
   }
   tsan_release(&block->started);
   resume(block->launcher, choose(int(count) - 1));
   tsan_acquire(&block->finished);
-  for (Thread& thread : block->threads) release_fiber(thread.fiber);
   block = nullptr;
   if (!state->error.empty()) throw Error(state->error);
 }
@@ -177,11 +187,11 @@ void launch_on_host(const LaunchRequest& request) {
   const unsigned count = request.block.x * request.block.y * request.block.z;
   if (count == 0 || count % 32 != 0)
     throw Error("block of " + std::to_string(count) + " threads; the simulator needs a multiple of 32");
-  Stacks stacks(count);
+  Fibers fibers(count);
   uint64_t seed = active_config.seed;
   for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) run_block(request, stacks, {x, y, z}, seed += 77);
+      for (unsigned x = 0; x < grid.x; x++) run_block(request, fibers, {x, y, z}, seed += 77);
 }
 
 }  // namespace
@@ -192,7 +202,7 @@ void fail(const std::string& what, loc_t l) {
   block->error = what + " at " + file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(l.line()) +
                  ", block (" + std::to_string(self.block.x) + ", " + std::to_string(self.block.y) + ", " +
                  std::to_string(self.block.z) + ") thread " + std::to_string(self.id());
-  back_to_launcher(self.fiber);
+  back_to_launcher(*self.fiber);
 }
 
 uint64_t next_random() {  // xorshift64
@@ -210,14 +220,14 @@ void block_on(const char* instruction, loc_t l) {
   clear_runnable(self.id());
   const int next = choose(self.id());
   if (next < 0) fail_deadlock();
-  resume(self.fiber, next);
+  resume(*self.fiber, next);
 }
 
 void maybe_yield() {
   if (block->config.schedule != Schedule::kRandom || next_random() % 4 != 0) return;
   Thread& self = this_thread();
   const int next = choose(self.id());
-  if (next != self.id()) resume(self.fiber, next);
+  if (next != self.id()) resume(*self.fiber, next);
 }
 
 void launch(const LaunchRequest& request) { active_launcher ? active_launcher(request) : launch_on_host(request); }

@@ -21,7 +21,17 @@ PLUGIN = ROOT / "plugin"
 BUILD = ROOT / "build" / "simt"
 
 # No contraction: the host's float arithmetic must round as the PTX says.
-_CXX = ["g++", "-std=c++20", "-fPIC", "-ffp-contract=off", "-fwrapv", "-march=native", "-Wall", "-Wextra"]
+_CXX = [
+    "g++",
+    "-std=c++20",
+    "-fPIC",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+    "-fwrapv",
+    "-march=native",
+    "-Wall",
+    "-Wextra",
+]
 _KERNEL_WARNINGS = ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"]
 _RUNTIME = [
     "fiber.cc",
@@ -104,29 +114,30 @@ def host_library(
     *,
     plugin: Path = PLUGIN,
     sanitizer: str = "",
+    not_sanitized: Sequence[Path] = (),
     optimize: str = "-O2",
-    defines: Sequence[str] = (),
 ) -> Path:
     """Kernels and their driver, compiled by g++ against the runtime.
 
     Args:
-        sources: .cc files; the first is the driver.
+        sources: driver and kernels.
         stem: name of the library.
         plugin: the plugin tree to compile, the project's or a patched copy.
         sanitizer: "", "asan" or "tsan".
-        optimize: the compiler's level.
-        defines: further ``-D`` options.
+        not_sanitized: further sources, which save the time that a sanitizer costs.
+        optimize: the compiler's level without a sanitizer.
     """
     library = runtime(sanitizer)
-    flags = ["-O1", "-g1"] if sanitizer else [optimize]
-    compile_ = [
-        *_CXX, "-c", *flags, *_KERNEL_WARNINGS, *SANITIZERS[sanitizer], *defines,
-        f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", "-xc++",
-    ]  # fmt: skip
     headers = [p for p in _sources(plugin, SIMT) if p.suffix in (".h", ".cuh")]
-    objects = _parallel(
-        [(lambda s=s: _build(f"{stem}{sanitizer}-{s.stem}", ".o", [*headers, s], [*compile_, str(s)])) for s in sources]
-    )
+    include = [f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", "-xc++"]
+
+    def compile_(source: Path, kind: str) -> Path:
+        flags = ["-O1", "-g1", *SANITIZERS[kind]] if kind else [optimize]
+        command = [*_CXX, "-c", *flags, *_KERNEL_WARNINGS, *include, str(source)]
+        return _build(f"{stem}{kind}-{source.stem}", ".o", [*headers, source], command)
+
+    jobs = [(lambda s=s: compile_(s, sanitizer)) for s in sources]
+    objects = _parallel(jobs + [(lambda s=s: compile_(s, "")) for s in not_sanitized])
     link = [*_CXX, "-shared", *SANITIZERS[sanitizer], *map(str, objects), str(library), f"-Wl,-rpath,{BUILD}"]
     return _build(f"{stem}{sanitizer}", ".so", [*objects, library], link)
 

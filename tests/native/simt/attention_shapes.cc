@@ -1,0 +1,21 @@
+// What the SASS gates need of the kernel table.
+#include "cuda/kernels.h"
+#include "simt.h"
+
+extern "C" {
+
+// {queries per block, threads, bytes of shared memory} of one attention kernel, or false if there is none.
+SIMT_API bool attention_shape(int head_dim, int arithmetic, bool scored, int* out) {
+  using namespace intfa::cuda;
+  for (const KernelSet* set : {&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256})
+    for (const AttentionKernel& kernel : set->attention) {
+      if (set->head_dim != head_dim || int(kernel.arithmetic) != arithmetic || kernel.scored != scored) continue;
+      out[0] = kernel.tile_m;
+      out[1] = kernel.threads;
+      out[2] = kernel.smem_bytes;
+      return true;
+    }
+  return false;
+}
+
+}  // extern "C"

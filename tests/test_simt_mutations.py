@@ -1,0 +1,124 @@
+"""Bugs seeded into the product's kernels: the simulators must find every one, or they are not worth their time.
+
+A mutation is a replacement in a copy of the source; a text that is no longer there fails the test, and the mutation
+must then follow the kernel. Found means another result than the unpatched kernel's, or a report. Each names a case that
+exercises the place, and the modes of the host SIMT that must find it; None where only the PTX interpreter can.
+"""
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from cases import CASES
+from native.simt import attention, toolchain
+from native.simt.attention import AttentionSimulator
+from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
+
+LATE = [Mode(copies="late"), Mode("greedy_last", "late")]
+GREEDY = [Mode("greedy_first", "early"), Mode("greedy_last", "early")]
+KERNEL = "cuda/attention_sm80.cuh"
+WAIT = "    ptx::cp_async_wait<kNumStages - 2>();\n"
+BARRIER = "    ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy "
+BARRIER += "overwrites\n"
+FETCH = "    fetch(tile + kNumStages - 1);\n"
+MMA = "mma.sync.aligned.m16n8k32.row.col.s32.{}.s8.s32 {{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}}"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A patch, and who must find it on which case."""
+
+    patches: dict[str, list[tuple[str, str]]]
+    case: str = "causal_past"
+    arithmetic: str = "tile"
+    modes: list[Mode] | None = field(default_factory=lambda: [DEFAULT_MODE])
+    interpreter: bool = False  # also by the PTX interpreter, in any mode
+
+
+def swapped(asm: str) -> str:
+    """The two registers of B in the other order."""
+    return asm.replace("{%8,%9}", "{%9,%8}")
+
+
+MUTATIONS = {
+    "wait_off_by_one": Mutation({KERNEL: [(WAIT, WAIT.replace("- 2", "- 1"))]}, modes=LATE, interpreter=True),
+    "no_barrier": Mutation({KERNEL: [(BARRIER, "")]}, modes=GREEDY, interpreter=True),
+    "fetch_before_barrier": Mutation({KERNEL: [(BARRIER + FETCH, FETCH + BARRIER)]}, modes=GREEDY, interpreter=True),
+    "no_warp_sync_after_queries": Mutation(
+        {KERNEL: [("  ptx::sync_warp();\n  int32_t start[4];", "  int32_t start[4];")]}, modes=GREEDY
+    ),
+    "key_order_not_permuted": Mutation(
+        {"cuda/prologue.cuh": [("packed + packed_row(row) * kDim", "packed + row * kDim")]}
+    ),
+    "causal_sees_one_more": Mutation(
+        {"cuda/scoring.cuh": [("query + offset + window_right + 1))", "query + offset + window_right + 2))")]}
+    ),
+    "padding_enters_statistics": Mutation(
+        {"cuda/prologue.cuh": [("params.chunk_tokens, block.valid)", "params.chunk_tokens, params.seqlen_kv)")]},
+        case="nonpad",
+    ),
+    "qk_operands_swapped": Mutation(
+        {"cuda/ptx.cuh": [(MMA.format("s8"), swapped(MMA.format("s8")))]}, modes=None, interpreter=True
+    ),
+    "pv_operands_swapped": Mutation(
+        {"cuda/ptx.cuh": [(MMA.format("u8"), swapped(MMA.format("u8")))]}, modes=None, interpreter=True
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def original() -> AttentionSimulator:
+    return AttentionSimulator()
+
+
+@functools.cache
+def mutant(name: str) -> tuple[AttentionSimulator, object]:
+    library, tree = attention.build_mutant(name, MUTATIONS[name].patches)
+    return AttentionSimulator(library), tree
+
+
+def run(simulator: AttentionSimulator, mutation: Mutation, mode: Mode, ptx=None) -> np.ndarray:
+    case = next(c for c in CASES if c.name == mutation.case)
+    precision, scheme = ("int8_qk", "tile") if mutation.arithmetic == "half" else ("int8", mutation.arithmetic)
+    attributes = attention.case_attributes(case, precision, scheme)
+    return simulator.attention(attributes=attributes, mode=mode, ptx=ptx, **attention.case_arguments(case))["y"]
+
+
+def found(name: str, mode: Mode, ptx=None) -> bool:
+    mutation = MUTATIONS[name]
+    expected = run(original(), mutation, DEFAULT_MODE)
+    try:
+        result = run(mutant(name)[0], mutation, mode, ptx)
+    except SimulatorError:
+        return True
+    return not np.array_equal(result.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_host_finds(name):
+    modes = MUTATIONS[name].modes
+    if modes is None:
+        assert not found(name, DEFAULT_MODE), "the host does not run the instruction, so it cannot see its operands"
+    else:
+        missed = [str(mode) for mode in modes if not found(name, mode)]
+        assert not missed
+
+
+@pytest.mark.parametrize("name", [name for name, m in MUTATIONS.items() if m.interpreter])
+def test_interpreter_finds(name):
+    if toolchain.nvcc() is None:
+        pytest.skip("nvcc is not installed, so there is no PTX to interpret")
+    simulator, tree = mutant(name)
+    ptx = simulator.load_ptx(toolchain.ptx(tree / "cuda" / "kernels_d64.cu", f"mutant-{name}", plugin=tree))
+    modes = [DEFAULT_MODE, Mode("greedy_first", "early"), Mode("random", "random", 2)]
+    assert not [str(mode) for mode in modes if not found(name, mode, ptx)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, m in MUTATIONS.items() if m.modes is not None])
+def test_how_many_modes_find(name):
+    """At least a third of all modes; the count is in the failure's text."""
+    modes = all_modes(seeds=(1, 2, 3))
+    finders = [str(mode) for mode in modes if found(name, mode)]
+    assert len(finders) >= len(modes) / 3, f"{len(finders)} of {len(modes)}: {finders}"
