@@ -135,7 +135,7 @@ def attention(
         softcap: 0 for none.
         window_left: -1 for unbounded.
         window_right: -1 for unbounded.
-        precision: "int8", "int8_qk", or "float": the exact result, in float64.
+        precision: "int8", "int8_qk", or "float": the exact result, in float64; it leaves float inputs as they are.
         scheme: "tile" or "paper".
         k_granularity: "token" or "group"; "auto" is "token" here.
         smooth_k: subtract the mean of K before it is quantized.

@@ -108,6 +108,14 @@ def test_rows_without_keys_give_zero(scheme: str) -> None:
     assert np.isfinite(result.lse[:, :, 1::3]).all()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("size", ["batch", "seqlen_q", "seqlen_new"])
+def test_empty_problems(size: str, scheme: str) -> None:
+    result = run(replace(BY_NAME["plain"], **{size: 0}), **SCHEMES[scheme][1])
+    assert not result.y.any()
+    assert np.isneginf(result.lse).all()
+
+
 def test_lowest_mask_averages_uniformly() -> None:
     case = BY_NAME["mask_min"]
     v = make_inputs(case)["V"].astype(np.float64)
