@@ -50,6 +50,9 @@ def test_gate(gate, measured, expected):
     pv = "IMMA.16832.U8.S8" if gate.arithmetic == "tile" else "HMMA.16816.F32"
     assert now["mma"].get(pv, 0) > 0, now["mma"]
     assert now["slow_conversions_in_loop"] == []
+    if gate.head_dim <= 128:
+        assert now["stack_bytes"] == 0, "local memory"
+        assert gate.arithmetic == "half" or now["blocks_per_sm"] >= 2
     assert now["local_in_loop"] <= then["local_in_loop"], "spills in the main loop"
     assert now["stack_bytes"] <= then["stack_bytes"], "spills"
     assert now["blocks_per_sm"] >= then["blocks_per_sm"]
