@@ -1,7 +1,8 @@
-// The core's whole public face: a problem, its tensors, and three functions. Host runtimes (ONNX Runtime, TensorRT, the C ABI)
-// fill these structs and nothing else; no type of theirs appears here.
+// The core's whole public face: a problem, its tensors, and three functions. Host runtimes (ONNX Runtime, TensorRT, the
+// C ABI) fill these structs and nothing else; no type of theirs appears here.
 //
-// Notation: B batch, Hq query heads, Hkv key/value heads, Sq queries, Skv keys in all (past included), D and Dv head sizes.
+// Notation: B batch, Hq query heads, Hkv key/value heads, Sq queries, Skv keys in all (past included), D and Dv head
+// sizes.
 #pragma once
 
 #include <cstddef>
@@ -24,13 +25,14 @@ enum class Scheme { kTile, kPaper };
 enum class KGranularity { kAuto, kToken, kGroup };
 
 // Query i sits at key position i + offset; causal and window limits are relative to it.
-// kStandard is ONNX Attention's rule: offset = seqlen_past, or nonpad_kv_seqlen[b] - Sq where that input is given, else 0.
-// kLowerRight: offset = Skv - Sq, the last query sees the last key.
+// kStandard is ONNX Attention's rule: offset = seqlen_past, or nonpad_kv_seqlen[b] - Sq where that input is given, else
+// 0. kLowerRight: offset = Skv - Sq, the last query sees the last key.
 enum class CausalAlignment { kStandard, kLowerRight };
 
 enum class ScaleGranularity { kNone, kPerTensor, kPerHead, kPerChannel };
 
-// Strides in elements of a [batch, heads, tokens, channels] view; channels are contiguous. BHSD and BSHD are both such views.
+// Strides in elements of a [batch, heads, tokens, channels] view; channels are contiguous. BHSD and BSHD are both such
+// views.
 struct TensorStrides {
   int64_t batch = 0;
   int64_t head = 0;
@@ -39,7 +41,8 @@ struct TensorStrides {
 
 struct MaskProblem {
   bool present = false;
-  DataType dtype = DataType::kBool;  // kBool: true = attend. Otherwise a float type, added to the scaled scores (in nats).
+  DataType dtype =
+      DataType::kBool;  // kBool: true = attend. Otherwise a float type, added to the scaled scores (in nats).
   // Strides in elements over [B, Hq, Sq, Skv]; 0 where the dimension is broadcast.
   int64_t stride_batch = 0;
   int64_t stride_head = 0;
@@ -85,11 +88,11 @@ struct AttentionProblem {
 };
 
 struct AttentionTensors {
-  const void* q = nullptr;                    // [B, Hq, Sq, D] through q_strides
-  const void* k = nullptr;                    // [B, Hkv, seqlen_new, D]
-  const void* v = nullptr;                    // [B, Hkv, seqlen_new, Dv]
-  const void* past_key = nullptr;             // [B, Hkv, seqlen_past, D]
-  const void* past_value = nullptr;           // [B, Hkv, seqlen_past, Dv]
+  const void* q = nullptr;           // [B, Hq, Sq, D] through q_strides
+  const void* k = nullptr;           // [B, Hkv, seqlen_new, D]
+  const void* v = nullptr;           // [B, Hkv, seqlen_new, Dv]
+  const void* past_key = nullptr;    // [B, Hkv, seqlen_past, D]
+  const void* past_value = nullptr;  // [B, Hkv, seqlen_past, Dv]
   const void* mask = nullptr;
   const int64_t* nonpad_kv_seqlen = nullptr;  // [B]
   const float* q_scale = nullptr;             // x ~ scale * code, as DequantizeLinear

@@ -11,7 +11,7 @@ enum class StatusCode : int {
   kInvalidArgument = 1,  // shapes, strides, null pointers or attributes that contradict each other
   kUnsupported = 2,      // valid ONNX, but outside of what this build or backend implements
   kOutOfMemory = 3,
-  kRuntimeError = 4,     // the device refused (driver, launch)
+  kRuntimeError = 4,  // the device refused (driver, launch)
 };
 
 // A message says what was found, what is supported, and the remedy.
