@@ -14,9 +14,10 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 demo: $(VENV)/installed
 	$(BIN)/python models/demo.py $(DEMO_ARGS)
 
-# ruff, mypy and clang-format are tests too: tests/test_style.py.
+# ruff, mypy and clang-format are tests too: tests/test_style.py. What is tested is the installed package: the safe path
+# keeps the sources in this folder from standing before it.
 test: $(VENV)/installed-dev
-	$(BIN)/pytest $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 # Some systems ship Python without ensurepip; their own pip can fill the environment as well.
 $(VENV)/created:
@@ -34,7 +35,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
-	$(INSTALL) ".[ort,models,polygraphy,dev]"
+	$(INSTALL) ".[ort,models,polygraphy,bench,dev]"
 	@touch $(VENV)/installed $@
 
 clean:

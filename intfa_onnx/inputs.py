@@ -48,8 +48,8 @@ def random_inputs(
             for axis, dim in enumerate(dims[name])
         ]
         if list(shapes.get(name, shape)) != shape:
-            declared, given = "x".join(map(str, dims[name])), "x".join(map(str, shapes[name]))
-            raise ModelError(f"input {name!r} has shape {declared}, got {given}")
+            declared, found = ("x".join(map(str, s)) for s in (dims[name], shapes[name]))
+            raise ModelError(f"input {name!r} has shape {declared}, got {found}")
         feed[name] = _draw(value, shape, rng)
     return feed
 
@@ -84,9 +84,9 @@ def _draw(value: ir.Value, shape: Sequence[int], rng: np.random.Generator) -> np
 
 def _rows(value: ir.Value) -> int:
     """Return the rows of the smallest constant table that the value indexes, 2 if it indexes none."""
-    rows = []
+    rows: list[int] = []
     for node in value.consumers():
         table = node.inputs[0]
         if node.op_type == "Gather" and table is not None and table.const_value is not None:
-            rows.append(table.const_value.shape[node.attributes.get_int("axis", 0)])
-    return min(map(int, rows), default=2)
+            rows.append(table.const_value.shape.numpy()[node.attributes.get_int("axis", 0)])
+    return min(rows, default=2)

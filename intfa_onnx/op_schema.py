@@ -1,7 +1,7 @@
 """The contract of ``intfa::IntFlashAttention`` version 1 as data: the one place that names its inputs and attributes.
 
-The reference, the rewriter, the portable function body and the documentation read this table. The native side states the
-same contract in ``plugin/include/intfa/attention.h``; a test compares both.
+The reference, the rewriter, the portable function body and the documentation read this table. The native side states
+the same contract in ``plugin/include/intfa/attention.h``; a test compares both.
 """
 
 from __future__ import annotations

@@ -48,7 +48,6 @@ def test_judgement() -> None:
     assert opposite.spearman < 1
 
 
-@pytest.mark.slow
 def test_demo_on_the_real_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["demo.py", "--json", "--repeats", "1"])
     assert demo.main() == 0
