@@ -305,9 +305,9 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, voi
     return launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream, params);
   }
   const MergeParams merge = merge_params(params, tensors, plan);
-  status = launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream,
-                  split_params(params, merge, problem.batch));
-  if (!status.ok()) return status;
+  const AttentionParams parts = split_params(params, merge, problem.batch);
+  const Status launched = launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream, parts);
+  if (!launched.ok()) return launched;
   constexpr int kRowsPerCta = kMergeThreads / 32;
   return launch(kernels.merge, {(problem.seqlen_q + kRowsPerCta - 1) / kRowsPerCta, problem.num_heads, problem.batch},
                 kMergeThreads, 0, stream, merge);
