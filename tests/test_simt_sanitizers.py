@@ -44,5 +44,6 @@ def test_defects_pass_without_a_sanitizer():
     """They are defects that only a sanitizer sees: so the tests above test the sanitizers."""
     library = toolchain.host_library([toolchain.SIMT / "pipeline_driver.cc"], "libpipeline")
     simulator = sanitized.Simulator(library)
+    simulator.use_host()
     for defect in (b"global_race", b"missing_warp_sync"):
         simulator.call("defect_run", defect, sanitized.pointer(sanitized.np.zeros(64, "uint32")))
