@@ -275,7 +275,9 @@ INTFA_DEVICE void quantize_v_tile(const PrologueParams& params, const PrologueBl
     }
     ptx::st_shared(scales + 4 * c, scale);
     ptx::st_shared(inverses + 4 * c, q.inverse);
-    if (tile == 0) params.packed.v_scale[block.index * kDim + c] = scale;
+    // A channel (or head) of zeros: scale 0 instead of 1 makes its output 0, whatever removing kBias leaves in O.
+    const bool zeros = params.v_statistics && ptx::mul_rn(amax, q.inverse) < 0.5f;
+    if (tile == 0) params.packed.v_scale[block.index * kDim + c] = zeros ? 0.f : scale;
   }
   ptx::sync_block();
 

@@ -53,7 +53,7 @@ struct PackedTile {
 struct Packed {
   char* tiles = nullptr;     // [B*Hkv, Sp/kTileN] of PackedTile
   float* k_mean = nullptr;   // [B*Hkv, Dp], what smoothing took off; null without smoothing
-  float* v_scale = nullptr;  // [B*Hkv, Dp]
+  float* v_scale = nullptr;  // [B*Hkv, Dp]; 0 for a channel of zeros
   uint32_t* tile_flags =
       nullptr;  // [2, B*Hkv, Sp/kTileN]: nonzero where a K (plane 0) or V (plane 1) tile has non-finite input
 };
