@@ -39,9 +39,15 @@ template <typename Params>
 Status launch(void (*kernel)(Params), const Grid& grid, int threads, int smem_bytes, void* stream, Params params) {
   const void* function = reinterpret_cast<const void*>(kernel);
   if (smem_bytes > 48 * 1024) {
-    const Status status = check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes),
-                                "cudaFuncSetAttribute(shared memory)");
-    if (!status.ok()) return status;
+    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);
+    if (error ==
+        cudaErrorInvalidValue) {  // int8_qk at head size 256 with a mask or softcap, on GPUs with 99 KB per block
+      (void)cudaGetLastError();   // the host's next check is not to find it
+      return {StatusCode::kUnsupported, "CUDA: the kernel needs " + std::to_string(smem_bytes) +
+                                            " bytes of shared memory per block, more than this GPU has. Use precision "
+                                            "int8, or keep this attention in float."};
+    }
+    if (const Status status = check(error, "cudaFuncSetAttribute(shared memory)"); !status.ok()) return status;
   }
   void* arguments[] = {&params};
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
