@@ -330,7 +330,7 @@ def test_cuda_is_refused_without_cuda_kernels() -> None:
 def test_log_names_the_choice() -> None:
     script = "import c_abi, cases; c_abi.make_call(cases.CASES[0]).run()"
     folder = Path(__file__).parent
-    path = os.pathsep.join([str(folder), str(folder.parent), *sys.path])
+    path = os.pathsep.join([str(folder), *sys.path])
     answer = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"INTFA_LOG": "1", "PYTHONPATH": path},
