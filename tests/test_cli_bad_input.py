@@ -38,7 +38,7 @@ NOT_ONNX = {"empty": b"", "text": b"This is a text, not a model.\n", "png": b"\x
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
-@pytest.mark.parametrize("content", NOT_ONNX.values(), ids=NOT_ONNX)
+@pytest.mark.parametrize("content", list(NOT_ONNX.values()), ids=list(NOT_ONNX))
 def test_not_an_onnx_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
