@@ -1,70 +1,22 @@
-// intfa::IntFlashAttention as an ONNX Runtime custom op: tensors in, problem out, status back. Built against API 18, so that one
-// binary serves ONNX Runtime 1.18 and everything newer.
-#define ORT_API_MANUAL_INIT
-#include "onnxruntime_cxx_api.h"
-#undef ORT_API_MANUAL_INIT
-
+// intfa::IntFlashAttention as an ONNX Runtime custom op: tensors in, problem out, status back. Built against API 18, so
+// that one binary serves ONNX Runtime 1.18 and everything newer.
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <memory>
+#include <cstdio>
+#include <deque>
 #include <new>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <thread>
-#include <vector>
 
+#include "adapters/ort_common.h"
 #include "intfa/attention.h"
 
 namespace intfa::ort {
 namespace {
 
-constexpr uint32_t kApiVersion = 18;
 constexpr size_t kWorkspaceAlignment = 64;
-
-enum Input { kQ, kK, kV, kMask, kPastKey, kPastValue, kNonpad, kQScale, kKScale, kVScale, kNumInputs };
-enum Output { kY, kPresentKey, kPresentValue, kLse, kNumOutputs };
 constexpr std::array<const char*, kNumInputs> kInputNames = {
     "Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen", "q_scale", "k_scale", "v_scale"};
-
-// A refusal that ends up as an OrtStatus.
-struct Refusal : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  throw Refusal(out.str());
-}
-
-using Shape = std::vector<int64_t>;
-
-std::string text(const Shape& shape) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t i = 0; i < shape.size(); ++i) out << (i ? "," : "") << shape[i];
-  out << ']';
-  return out.str();
-}
-
-// No exception leaves the library: whatever `function` throws becomes a status.
-template <typename Function>
-OrtStatus* guarded(Function function) noexcept {
-  try {
-    function();
-    return nullptr;
-  } catch (const Refusal& refusal) {
-    return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, (std::string("intfa: ") + refusal.what()).c_str());
-  } catch (const Ort::Exception& error) {
-    return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
-  } catch (const std::exception& error) {
-    return Ort::GetApi().CreateStatus(ORT_RUNTIME_EXCEPTION, (std::string("intfa: ") + error.what()).c_str());
-  }
-}
 
 std::optional<DataType> data_type(ONNXTensorElementDataType type) {
   switch (type) {
@@ -141,8 +93,8 @@ AttentionProblem to_problem(const Attributes& a) {
   p.causal_alignment = choose<CausalAlignment>(
       "causal_alignment", a.causal_alignment,
       {{"standard", CausalAlignment::kStandard}, {"lower_right", CausalAlignment::kLowerRight}});
-  p.precision = choose<Precision>("precision", a.precision,
-                                  {{"int8", Precision::kInt8}, {"int8_qk", Precision::kInt8QK}});
+  p.precision =
+      choose<Precision>("precision", a.precision, {{"int8", Precision::kInt8}, {"int8_qk", Precision::kInt8QK}});
   p.scheme = choose<Scheme>("scheme", a.scheme, {{"tile", Scheme::kTile}, {"paper", Scheme::kPaper}});
   p.k_granularity = choose<KGranularity>(
       "k_granularity", a.k_granularity,
@@ -192,7 +144,8 @@ void expect_shape(const char* name, const Shape& found, const Shape& expected) {
   if (found != expected) refuse(name, " has shape ", text(found), ", expected ", text(expected));
 }
 
-void expect_type(const char* name, const Tensor& tensor, ONNXTensorElementDataType expected, const char* expected_name) {
+void expect_type(const char* name, const Tensor& tensor, ONNXTensorElementDataType expected,
+                 const char* expected_name) {
   if (tensor.type != expected) refuse(name, " has element type ", tensor.type, ", expected ", expected_name);
 }
 
@@ -236,7 +189,14 @@ void parallel_for(void* pool, void (*fn)(void*, size_t), size_t tasks, void* con
 class Kernel {
  public:
   explicit Kernel(const OrtKernelInfo* info)
-      : attributes_(read_attributes(info)), base_(to_problem(attributes_)), name_(Ort::ConstKernelInfo{info}.GetNodeName()) {}
+      : attributes_(read_attributes(info)),
+        base_(to_problem(attributes_)),
+        name_(Ort::ConstKernelInfo{info}.GetNodeName()) {
+    const auto q_type = Ort::ConstKernelInfo{info}.GetInputTypeInfo(kQ).GetTensorTypeAndShapeInfo().GetElementType();
+    if (q_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 && attributes_.output_dtype == 0)
+      refuse("node '", name_,
+             "': Q is int8 and output_dtype is not set; set it to 1 (float32), 10 (float16) or 16 (bfloat16)");
+  }
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) {
     return guarded([&] {
@@ -286,8 +246,6 @@ AttentionProblem Kernel::problem(const std::array<Tensor, kNumInputs>& in) const
       refuse(kInputNames[other], " has element type ", in[other].type, ", Q has ", in[kQ].type, "; they must agree");
   const auto output = data_type(
       attributes_.output_dtype != 0 ? static_cast<ONNXTensorElementDataType>(attributes_.output_dtype) : in[kQ].type);
-  if (p.dtype == DataType::kInt8 && attributes_.output_dtype == 0)
-    refuse("Q is int8 and output_dtype is not set; set it to 1 (float32), 10 (float16) or 16 (bfloat16)");
   if (!output) refuse("output_dtype=", attributes_.output_dtype, " (supported: 1 float32, 10 float16, 16 bfloat16)");
   p.output_dtype = *output;
 
@@ -390,130 +348,15 @@ void Kernel::compute(const Ort::KernelContext& context) const {
   check(run(p, t, execution));
 }
 
-// Shape and type inference, best effort: what is not known becomes a symbol of its own, never a wrong number.
-class ShapeInference {
- public:
-  struct Dim {
-    int64_t value = -1;
-    std::string symbol;
-  };
-  using Dims = std::vector<Dim>;
-
-  explicit ShapeInference(OrtShapeInferContext* context) : context_(context) {
-    Ort::ThrowOnError(api_.ShapeInferContext_GetInputCount(context_, &num_inputs_));
-  }
-
-  void run() {
-    const Dims q = dims(kQ), k = dims(kK), v = dims(kV), past = dims(kPastKey);
-    const int64_t q_heads = attribute("q_num_heads"), kv_heads = attribute("kv_num_heads");
-    const bool is_3d = q.size() == 3 || (q.empty() && q_heads > 0);
-    const auto at = [&](const Dims& dims, size_t i) { return i < dims.size() ? dims[i] : unknown(); };
-    const auto per_head = [&](const Dims& dims, int64_t heads) {
-      if (dims.size() == 4) return dims[3];
-      const bool known = dims.size() == 3 && dims[2].value > 0 && heads > 0;
-      return known ? Dim{dims[2].value / heads, ""} : unknown();
-    };
-    const auto heads_of = [&](const Dims& dims, int64_t heads) {
-      return heads > 0 ? Dim{heads, ""} : dims.size() == 4 ? dims[1] : unknown();
-    };
-    const auto tokens = [&](const Dims& dims) { return at(dims, dims.size() == 3 ? 1 : 2); };
-    const Dim batch = at(q, 0), num_heads = heads_of(q, q_heads), kv_num_heads = heads_of(k, kv_heads);
-    const Dim head_dim = per_head(q, q_heads), head_dim_v = per_head(v, kv_heads);
-    Dim seqlen_kv = tokens(k);
-    if (!past.empty())
-      seqlen_kv = seqlen_kv.value >= 0 && past[2].value >= 0 ? Dim{seqlen_kv.value + past[2].value, ""} : unknown();
-
-    const ONNXTensorElementDataType type = element_type(kQ);
-    const int64_t output_dtype = attribute("output_dtype");
-    const auto y_type = output_dtype != 0 ? static_cast<ONNXTensorElementDataType>(output_dtype) : type;
-    if (is_3d) {
-      const bool known = num_heads.value > 0 && head_dim_v.value > 0;
-      set(kY, y_type, {batch, tokens(q), known ? Dim{num_heads.value * head_dim_v.value, ""} : unknown()});
-    } else {
-      set(kY, y_type, {batch, num_heads, tokens(q), head_dim_v});
-    }
-    set(kPresentKey, type, {batch, kv_num_heads, seqlen_kv, head_dim});
-    set(kPresentValue, type, {batch, kv_num_heads, seqlen_kv, head_dim_v});
-    set(kLse, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {batch, num_heads, tokens(q)});
-  }
-
- private:
-  // ONNX Runtime plans memory by symbols, so two unknown sizes must not share one.
-  static Dim unknown() {
-    static std::atomic<int64_t> count{0};
-    return {-1, "intfa_unknown_" + std::to_string(count++)};
-  }
-
-  const OrtTensorTypeAndShapeInfo* info(size_t index) const {
-    OrtTensorTypeAndShapeInfo* found = nullptr;  // stays the context's
-    if (index < num_inputs_)
-      Ort::ThrowOnError(api_.ShapeInferContext_GetInputTypeShape(context_, index, &found));
-    return found;
-  }
-
-  Dims dims(size_t index) const {
-    const OrtTensorTypeAndShapeInfo* type_info = info(index);
-    size_t rank = 0;
-    if (type_info == nullptr) return {};
-    Ort::ThrowOnError(api_.GetDimensionsCount(type_info, &rank));
-    Shape values(rank);
-    std::vector<const char*> symbols(rank, nullptr);
-    Ort::ThrowOnError(api_.GetDimensions(type_info, values.data(), rank));
-    Ort::ThrowOnError(api_.GetSymbolicDimensions(type_info, symbols.data(), rank));
-    Dims result(rank);
-    for (size_t i = 0; i < rank; ++i) {
-      const bool symbolic = symbols[i] != nullptr && symbols[i][0] != '\0';
-      result[i] = symbolic ? Dim{-1, symbols[i]} : values[i] >= 0 ? Dim{values[i], ""} : unknown();
-    }
-    return result;
-  }
-
-  ONNXTensorElementDataType element_type(size_t index) const {
-    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    if (const OrtTensorTypeAndShapeInfo* type_info = info(index))
-      Ort::ThrowOnError(api_.GetTensorElementType(type_info, &type));
-    return type;
-  }
-
-  int64_t attribute(const char* name) const {
-    const OrtOpAttr* attr = nullptr;
-    int64_t value = 0;
-    size_t size = 0;
-    const Ort::Status absent{api_.ShapeInferContext_GetAttribute(context_, name, &attr)};
-    if (absent.IsOK() && attr != nullptr)
-      Ort::ThrowOnError(api_.ReadOpAttr(attr, ORT_OP_ATTR_INT, &value, sizeof value, &size));
-    return value;
-  }
-
-  // A node without this output refuses its shape: not an error.
-  void set(size_t index, ONNXTensorElementDataType type, const Dims& dims) const {
-    OrtTensorTypeAndShapeInfo* type_info = nullptr;
-    Ort::ThrowOnError(api_.CreateTensorTypeAndShapeInfo(&type_info));
-    const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
-        type_info, [](OrtTensorTypeAndShapeInfo* p) { Ort::GetApi().ReleaseTensorTypeAndShapeInfo(p); });
-    Shape values;
-    std::vector<const char*> symbols;
-    for (const Dim& dim : dims) {
-      values.push_back(dim.value);
-      symbols.push_back(dim.symbol.c_str());
-    }
-    Ort::ThrowOnError(api_.SetTensorElementType(type_info, type));
-    Ort::ThrowOnError(api_.SetDimensions(type_info, values.data(), values.size()));
-    Ort::ThrowOnError(api_.SetSymbolicDimensions(type_info, symbols.data(), symbols.size()));
-    const Ort::Status status{api_.ShapeInferContext_SetOutputTypeShape(context_, index, type_info)};
-    if (index == kY) Ort::ThrowOnError(status);
-  }
-
-  const OrtApi& api_ = Ort::GetApi();
-  OrtShapeInferContext* context_;
-  size_t num_inputs_ = 0;
-};
-
+// One overload of the op. ONNX Runtime 1.18 wants the types of required outputs declared, so there is one for each pair
+// of Q's and Y's type; what else goes with Q, the kernel checks itself, to say it in its own words.
 struct Op : Ort::CustomOpBase<Op, Kernel, true> {
-  Op() {
+  Op(ONNXTensorElementDataType q_type, ONNXTensorElementDataType y_type, bool has_shapes)
+      : q_type_(q_type), y_type_(y_type) {
     version = kApiVersion;
+    if (!has_shapes) return;
     InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatusPtr {
-      return guarded([&] { ShapeInference(context).run(); });
+      return guarded([&] { infer_shapes(context); });
     };
   }
 
@@ -524,31 +367,57 @@ struct Op : Ort::CustomOpBase<Op, Kernel, true> {
   const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
   size_t GetInputTypeCount() const { return kNumInputs; }
   size_t GetOutputTypeCount() const { return kNumOutputs; }
-  // any type: the kernel says which it supports, and with which the others must agree
-  ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
+  ONNXTensorElementDataType GetInputType(size_t index) const {
+    return index == kQ ? q_type_ : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  }
+  ONNXTensorElementDataType GetOutputType(size_t index) const {
+    return index == kY ? y_type_ : index == kLse ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : q_type_;
+  }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
     return index <= kV ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
   }
   OrtCustomOpInputOutputCharacteristic GetOutputCharacteristic(size_t index) const {
     return index == kY ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
   }
+
+ private:
+  ONNXTensorElementDataType q_type_, y_type_;
 };
+
+// ONNX Runtime before 1.24 crashes in shape inference, before it calls us, where an optional input in the middle is
+// absent. There the types come from the overloads alone, and output_dtype can only be Q's type (float32 for int8).
+bool can_infer_shapes(const char* version) {
+  int major = 0, minor = 0;
+  if (std::sscanf(version, "%d.%d", &major, &minor) != 2) return false;
+  return major > 1 || minor >= 24;
+}
+
+const Ort::CustomOpDomain& domain(const char* version) {
+  constexpr ONNXTensorElementDataType kFloats[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+                                                   ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
+  static std::deque<Op> ops;  // the domain and every session keep their addresses
+  static const Ort::CustomOpDomain instance = [&] {
+    Ort::CustomOpDomain d{"intfa"};
+    const bool infer_shapes = can_infer_shapes(version);
+    for (auto q_type : {kFloats[0], kFloats[1], kFloats[2], ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8})
+      for (auto y_type : kFloats) {
+        const bool is_default = y_type == (q_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 ? kFloats[0] : q_type);
+        if (is_default || infer_shapes) d.Add(&ops.emplace_back(q_type, y_type, infer_shapes));
+      }
+    return d;
+  }();
+  return instance;
+}
 
 constexpr const char* kRegisteredKey = "intfa.registered";
 
 // Registering twice in the same options would make the session fail; the second time does nothing.
-void add_to(OrtSessionOptions* options) {
-  static const Op op;
-  static const Ort::CustomOpDomain domain = [] {
-    Ort::CustomOpDomain d{"intfa"};
-    d.Add(&op);
-    return d;
-  }();
+void add_to(OrtSessionOptions* options, const char* version) {
   int registered = 0;
   Ort::ThrowOnError(Ort::GetApi().HasSessionConfigEntry(options, kRegisteredKey, &registered));
   if (registered != 0) return;
-  Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));
+  Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain(version)));
   Ort::ThrowOnError(Ort::GetApi().AddSessionConfigEntry(options, kRegisteredKey, "1"));
 }
 
@@ -556,7 +425,7 @@ void add_to(OrtSessionOptions* options) {
 }  // namespace intfa::ort
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                                                          const OrtApiBase* base) {
+                                                                                            const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(intfa::ort::kApiVersion);
   if (api == nullptr) {
     const std::string message = std::string("intfa: onnxruntime ") + base->GetVersionString() +
@@ -564,5 +433,5 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
   }
   Ort::InitApi(api);
-  return intfa::ort::guarded([&] { intfa::ort::add_to(options); });
+  return intfa::ort::guarded([&] { intfa::ort::add_to(options, base->GetVersionString()); });
 }

@@ -22,8 +22,8 @@ constexpr float kLn2 = 0.69314718055994530942f;
 constexpr float kMaxCode = 127.f;   // of Q, K, V; -128 is never used
 constexpr float kMaxPCode = 255.f;  // of P under Scheme::kTile
 
-// Rounds a positive scale up to 22 significant bits, so that scale * integer code < 2^2 stays exact in float32 after one
-// fused multiply-add (the CUDA kernels remove a bias that way).
+// Rounds a positive scale up to 22 significant bits, so that scale * integer code < 2^2 stays exact in float32 after
+// one fused multiply-add (the CUDA kernels remove a bias that way).
 INTFA_HOST_DEVICE inline float round_up_22_bits(float scale) {
   uint32_t bits;
   memcpy(&bits, &scale, sizeof bits);
@@ -75,7 +75,8 @@ struct KeyRange {
 
 // Keys that query i may attend to before the mask tensor is looked at.
 // offset: causal_offset; num_keys: valid keys, at most those that the mask covers.
-INTFA_HOST_DEVICE inline KeyRange attended_keys(const AttentionProblem& p, int64_t i, int64_t offset, int64_t num_keys) {
+INTFA_HOST_DEVICE inline KeyRange attended_keys(const AttentionProblem& p, int64_t i, int64_t offset,
+                                                int64_t num_keys) {
   int64_t begin = 0, end = num_keys;
   const int64_t position = i + offset;
   if (p.causal && position + 1 < end) end = position + 1;

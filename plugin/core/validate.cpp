@@ -142,25 +142,23 @@ Status validate_tensors(const AttentionProblem& p, const AttentionTensors& t) {
   const bool queries = p.batch > 0 && p.seqlen_q > 0;
   const bool keys = p.batch > 0 && p.seqlen_new > 0;
   const bool past = p.batch > 0 && p.seqlen_past > 0;
-  for (const Need& need :
-       {Need{"q", queries, t.q}, Need{"y", queries, t.y}, Need{"k", keys, t.k}, Need{"v", keys, t.v},
-        Need{"past_key", past, t.past_key}, Need{"past_value", past, t.past_value},
-        Need{"mask", p.mask.present && queries && p.mask.seqlen_kv > 0, t.mask},
-        Need{"nonpad_kv_seqlen", p.has_nonpad_kv_seqlen && p.batch > 0, t.nonpad_kv_seqlen},
-        Need{"q_scale", p.q_scale != ScaleGranularity::kNone, t.q_scale},
-        Need{"k_scale", p.k_scale != ScaleGranularity::kNone, t.k_scale},
-        Need{"v_scale", p.v_scale != ScaleGranularity::kNone, t.v_scale},
-        Need{"workspace", queries || keys || past, t.workspace}})
+  for (const Need& need : {Need{"q", queries, t.q}, Need{"y", queries, t.y}, Need{"k", keys, t.k}, Need{"v", keys, t.v},
+                           Need{"past_key", past, t.past_key}, Need{"past_value", past, t.past_value},
+                           Need{"mask", p.mask.present && queries && p.mask.seqlen_kv > 0, t.mask},
+                           Need{"nonpad_kv_seqlen", p.has_nonpad_kv_seqlen && p.batch > 0, t.nonpad_kv_seqlen},
+                           Need{"q_scale", p.q_scale != ScaleGranularity::kNone, t.q_scale},
+                           Need{"k_scale", p.k_scale != ScaleGranularity::kNone, t.k_scale},
+                           Need{"v_scale", p.v_scale != ScaleGranularity::kNone, t.v_scale},
+                           Need{"workspace", queries || keys || past, t.workspace}})
     if (need.needed && need.pointer == nullptr) return invalid("the problem needs ", need.which, ", which is null");
   return {};
 }
 
 std::string describe(const AttentionProblem& p) {
-  std::string line =
-      text("B=", p.batch, " Hq=", p.num_heads, " Hkv=", p.kv_num_heads, " Sq=", p.seqlen_q, " Skv=", p.seqlen_kv(),
-           " past=", p.seqlen_past, " D=", p.head_dim, " Dv=", p.head_dim_v, " ", name(p.dtype), "->",
-           name(p.output_dtype), p.precision == Precision::kInt8 ? " int8" : " int8_qk",
-           p.scheme == Scheme::kTile ? " tile" : " paper");
+  std::string line = text(
+      "B=", p.batch, " Hq=", p.num_heads, " Hkv=", p.kv_num_heads, " Sq=", p.seqlen_q, " Skv=", p.seqlen_kv(),
+      " past=", p.seqlen_past, " D=", p.head_dim, " Dv=", p.head_dim_v, " ", name(p.dtype), "->", name(p.output_dtype),
+      p.precision == Precision::kInt8 ? " int8" : " int8_qk", p.scheme == Scheme::kTile ? " tile" : " paper");
   if (p.causal) line += p.causal_alignment == CausalAlignment::kStandard ? " causal" : " causal(lower_right)";
   if (p.window_left >= 0 || p.window_right >= 0) line += text(" window=", p.window_left, ",", p.window_right);
   if (p.softcap > 0.f) line += text(" softcap=", p.softcap);

@@ -1,5 +1,5 @@
-// The CPU backend: pack every KV head, then one task per block of query rows. Nothing depends on the number of threads: tasks
-// are handed out through a counter, and each result is computed by one task in one order.
+// The CPU backend: pack every KV head, then one task per block of query rows. Nothing depends on the number of threads:
+// tasks are handed out through a counter, and each result is computed by one task in one order.
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -54,9 +54,7 @@ struct BlockTask {
   bool one_mask_row;  // every row of the block has the same mask values
 
   int64_t query(int row) const { return (first_row + row) % p.seqlen_q; }
-  int64_t q_head(int row) const {
-    return kv_head * (p.num_heads / p.kv_num_heads) + (first_row + row) / p.seqlen_q;
-  }
+  int64_t q_head(int row) const { return kv_head * (p.num_heads / p.kv_num_heads) + (first_row + row) / p.seqlen_q; }
   int64_t mask_offset(int row) const {
     return batch * p.mask.stride_batch + q_head(row) * p.mask.stride_head + query(row) * p.mask.stride_query;
   }
@@ -259,8 +257,17 @@ void block_worker(void* context, size_t worker) {
     const int rows = static_cast<int>(std::min<int64_t>(kBlockRows, group * p.seqlen_q - first_row));
     const bool one_head = first_row / p.seqlen_q == (first_row + rows - 1) / p.seqlen_q;
     const bool one_mask_row = p.mask.stride_query == 0 && (p.mask.stride_head == 0 || one_head);
-    BlockTask{call, p, call.tensors, layout, layout.head(call.tensors.workspace, head), block, head / p.kv_num_heads,
-              head % p.kv_num_heads, first_row, rows, one_mask_row}
+    BlockTask{call,
+              p,
+              call.tensors,
+              layout,
+              layout.head(call.tensors.workspace, head),
+              block,
+              head / p.kv_num_heads,
+              head % p.kv_num_heads,
+              first_row,
+              rows,
+              one_mask_row}
         .run();
   }
 }
@@ -276,7 +283,8 @@ void run_workers(const Execution& execution, int workers, void (*fn)(void*, size
 Status validate(const AttentionProblem& p) {
   if (p.tile_n <= kMaxTileN) return {};
   std::ostringstream message;
-  message << "tile_n=" << p.tile_n << " is unsupported on the CPU (supported: multiples of 16 up to " << kMaxTileN << ")";
+  message << "tile_n=" << p.tile_n << " is unsupported on the CPU (supported: multiples of 16 up to " << kMaxTileN
+          << ")";
   return {StatusCode::kUnsupported, message.str()};
 }
 
@@ -288,7 +296,8 @@ Status workspace_bytes(const AttentionProblem& problem, const Execution& executi
 Status run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
   const Layout layout(problem, execution.num_threads);
   if (reinterpret_cast<uintptr_t>(tensors.workspace) % kAlignment != 0)
-    return {StatusCode::kInvalidArgument, "the CPU workspace is not aligned to 64 bytes; allocate it with aligned_alloc"};
+    return {StatusCode::kInvalidArgument,
+            "the CPU workspace is not aligned to 64 bytes; allocate it with aligned_alloc"};
   choose_instruction_set();
   Call call{problem, tensors, layout, p_form(problem)};
   if (log_enabled()) {

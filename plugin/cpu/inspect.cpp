@@ -46,8 +46,8 @@ void inspect_codes(const AttentionProblem& p, const AttentionTensors& t, int64_t
   for (int64_t j = 0; j < valid_keys(p, t.nonpad_kv_seqlen, batch); ++j) {
     const int64_t packed = j / layout.tile_n * layout.tile_stride + j % layout.tile_n;
     const uint8_t* k = head.k_codes + packed / kGroup * kGroup * p.head_dim + packed % kGroup * 4;
-    const int8_t* v = head.v_codes + packed / kChunk * kChunk * width + place[packed % kChunk / 4] * (4 * kGroup) +
-                      packed % 4;
+    const int8_t* v =
+        head.v_codes + packed / kChunk * kChunk * width + place[packed % kChunk / 4] * (4 * kGroup) + packed % 4;
     for (int64_t c = 0; c < p.head_dim && codes.k != nullptr; ++c)
       codes.k[j * p.head_dim + c] = static_cast<int8_t>(k[c / 4 * (4 * kGroup) + c % 4] - 128);
     for (int64_t c = 0; c < p.head_dim_v && codes.v != nullptr; ++c)

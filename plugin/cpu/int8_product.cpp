@@ -6,9 +6,11 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/int8_product.cpp"
+// clang-format off: foreach_target.h comes first
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "cpu/vector-inl.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
@@ -123,7 +125,8 @@ HWY_INLINE void float_output_block(const FloatOutputProduct& a, int row, int cha
   VF sum[kR][kV];
   for (int r = 0; r < kR; ++r)
     for (int v = 0; v < kV; ++v)
-      sum[r][v] = hn::Mul(hn::Load(d, a.output + (row + r) * width + channel + v * kLanes), hn::Set(d, a.alpha[row + r]));
+      sum[r][v] =
+          hn::Mul(hn::Load(d, a.output + (row + r) * width + channel + v * kLanes), hn::Set(d, a.alpha[row + r]));
   for (int64_t key = a.chunk_begin * kChunk; key < a.chunk_end * kChunk; ++key) {
     VF vv[kV];
     for (int v = 0; v < kV; ++v) vv[v] = hn::Load(d, a.v_float + key * width + channel + v * kLanes);

@@ -1,11 +1,13 @@
-// The two INT8 products as function pointers, so that an instruction set of its own (AMX) can stand in for the portable unit.
+// The two INT8 products as function pointers, so that an instruction set of its own (AMX) can stand in for the portable
+// unit.
 #pragma once
 
 #include "cpu/layout.h"
 
 namespace intfa::cpu {
 
-// scores[r][j] = q[r] . k[j], exact int32, for rows [0, rows) and the keys of chunks [chunk_begin, chunk_end) of a tile.
+// scores[r][j] = q[r] . k[j], exact int32, for rows [0, rows) and the keys of chunks [chunk_begin, chunk_end) of a
+// tile.
 struct ScoreProduct {
   const int8_t* q_codes;   // [kRows][head_dim]; all 16 rows are readable
   const int32_t* q_sum;    // [kRows]
@@ -19,7 +21,7 @@ struct ScoreProduct {
 
 // output[r] = alpha[r] * output[r] + beta[r] * float32(p[r] . v); the product is exact int32.
 struct OutputProduct {
-  const uint8_t* p;       // [kRows][stride], bytes in softmax.cpp's order
+  const uint8_t* p;  // [kRows][stride], bytes in softmax.cpp's order
   int64_t stride;
   const int8_t* v_codes;  // the tile, see layout.h
   const float* alpha;     // [kRows]
@@ -32,7 +34,7 @@ struct OutputProduct {
 
 // The same with P and V in float32 registers (values of float16 precision); keys in natural order.
 struct FloatOutputProduct {
-  const float* p;        // [kRows][stride]
+  const float* p;  // [kRows][stride]
   int64_t stride;
   const float* v_float;  // the tile: [tile_stride][channel_groups * 16]
   const float* alpha;

@@ -1,8 +1,8 @@
 // Where everything lies in the workspace, and the shapes of the packed buffers.
 //
 // Per KV head, written once (pack.cpp), read by every query block:
-//   k_codes  u8  [num_tiles * tile_stride / 16][D/4][16 keys][4 channels]    code + 128, so that u8 x s8 instructions apply
-//   v_codes  s8  [num_tiles * tile_stride / 64][channel_groups][16][16 channels][4 keys]
+//   k_codes  u8  [num_tiles * tile_stride / 16][D/4][16 keys][4 channels]    code + 128, so that u8 x s8 instructions
+//   apply v_codes  s8  [num_tiles * tile_stride / 64][channel_groups][16][16 channels][4 keys]
 //            the 16 quads of keys of a chunk of 64 stand in the order in which softmax.cpp leaves P's bytes
 //   v_float  f32 [num_tiles * tile_stride][channel_groups * 16]               instead of v_codes for Precision::kInt8QK
 //   k_scale  f32 [num_tiles * tile_stride], v_scale f32 [channel_groups * 16], k_mean f32 [256]
@@ -48,14 +48,14 @@ struct PackedHead {
 
 // State of one block of query rows. Row r is query r % seqlen_q of the r / seqlen_q-th head of the group.
 struct Block {
-  int8_t* q_codes = nullptr;   // [kBlockRows][D]
-  int32_t* q_sum = nullptr;    // [kBlockRows] sum of the codes
-  float* row_factor = nullptr; // [kBlockRows] q_scale * softmax_scale * log2 e
-  float* row_offset = nullptr; // [kBlockRows] softmax_scale * q.k_mean * log2 e
-  float* row_max = nullptr;    // [kBlockRows] running max, log2
-  float* row_sum = nullptr;    // [kBlockRows]
-  float* alpha = nullptr;      // [kRows] what the old output is multiplied by
-  float* beta = nullptr;       // [kRows] what the new product is multiplied by
+  int8_t* q_codes = nullptr;     // [kBlockRows][D]
+  int32_t* q_sum = nullptr;      // [kBlockRows] sum of the codes
+  float* row_factor = nullptr;   // [kBlockRows] q_scale * softmax_scale * log2 e
+  float* row_offset = nullptr;   // [kBlockRows] softmax_scale * q.k_mean * log2 e
+  float* row_max = nullptr;      // [kBlockRows] running max, log2
+  float* row_sum = nullptr;      // [kBlockRows]
+  float* alpha = nullptr;        // [kRows] what the old output is multiplied by
+  float* beta = nullptr;         // [kRows] what the new product is multiplied by
   int32_t* key_begin = nullptr;  // [kBlockRows] attended keys of each row
   int32_t* key_end = nullptr;
   uint8_t* bad_row = nullptr;  // [kBlockRows] non-finite query

@@ -6,11 +6,13 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/pack.cpp"
+// clang-format off: foreach_target.h comes first
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+#include "cpu/vector-inl.h"
+// clang-format on
 #include "core/numerics.h"
 #include "cpu/softmax.h"
-#include "cpu/vector-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
@@ -45,16 +47,13 @@ HWY_INLINE void store_codes(VF x, int8_t* codes) {
 // codes[i] = rint(row[i] * inverse).
 HWY_INLINE void quantize_row(const float* HWY_RESTRICT row, int64_t n, float inverse, int8_t* HWY_RESTRICT codes) {
   const DF d;
-  for (int64_t i = 0; i < n; i += kLanes)
-    store_codes(hn::Mul(hn::Load(d, row + i), hn::Set(d, inverse)), codes + i);
+  for (int64_t i = 0; i < n; i += kLanes) store_codes(hn::Mul(hn::Load(d, row + i), hn::Set(d, inverse)), codes + i);
 }
 
 // codes[i] = rint(row[i] / scale), for scales from calibration.
-HWY_INLINE void quantize_row_static(const float* HWY_RESTRICT row, int64_t n, float scale,
-                                    int8_t* HWY_RESTRICT codes) {
+HWY_INLINE void quantize_row_static(const float* HWY_RESTRICT row, int64_t n, float scale, int8_t* HWY_RESTRICT codes) {
   const DF d;
-  for (int64_t i = 0; i < n; i += kLanes)
-    store_codes(hn::Div(hn::Load(d, row + i), hn::Set(d, scale)), codes + i);
+  for (int64_t i = 0; i < n; i += kLanes) store_codes(hn::Div(hn::Load(d, row + i), hn::Set(d, scale)), codes + i);
 }
 
 // Rows of K or V of one head: past tokens first, then new ones.
@@ -371,9 +370,9 @@ void pack_query_rows(const AttentionProblem& p, const AttentionTensors& t, const
     }
     const int64_t q_head = rows.kv_head * group + (rows.first_row + r) / p.seqlen_q;
     const int64_t i = (rows.first_row + r) % p.seqlen_q;
-    load_row(static_cast<const T*>(t.q) + rows.batch * p.q_strides.batch + q_head * p.q_strides.head +
-                 i * p.q_strides.token,
-             p.head_dim, row);
+    load_row(
+        static_cast<const T*>(t.q) + rows.batch * p.q_strides.batch + q_head * p.q_strides.head + i * p.q_strides.token,
+        p.head_dim, row);
     const uint32_t bits = amax_bits(row, n);
     if (bits >= kInfinity) {
       block.bad_row[r] = 1;
@@ -438,8 +437,8 @@ HWY_INLINE bool mask_row(int64_t keys, float* HWY_RESTRICT out, Load load) {
     if (j < keys) {
       const VF value = load(j, HWY_MIN(static_cast<int64_t>(kLanes), keys - j));
       const VF scaled = hn::Max(hn::Mul(value, hn::Set(d, kLog2E)), hn::Set(d, -FLT_MAX));
-      const auto attended = hn::And(hn::FirstN(d, HWY_MIN(static_cast<int64_t>(kLanes), keys - j)),
-                                    hn::Not(hn::Eq(value, excluded)));
+      const auto attended =
+          hn::And(hn::FirstN(d, HWY_MIN(static_cast<int64_t>(kLanes), keys - j)), hn::Not(hn::Eq(value, excluded)));
       x = hn::IfThenElse(attended, scaled, excluded);
     }
     hn::Store(x, d, out + j);
@@ -479,7 +478,8 @@ bool load_mask_row(const MaskProblem& mask, const void* data, int64_t offset, in
       const float* values = static_cast<const float*>(data);
       if (step == 1)
         return mask_row(keys, out, [&](int64_t j, int64_t n) { return hn::LoadN(d, values + offset + j, n); });
-      return mask_row(keys, out, [&](int64_t j, int64_t n) { return gather(j, n, [&](int64_t at) { return values[at]; }); });
+      return mask_row(keys, out,
+                      [&](int64_t j, int64_t n) { return gather(j, n, [&](int64_t at) { return values[at]; }); });
     }
     case DataType::kFloat16: {
       const hwy::float16_t* values = static_cast<const hwy::float16_t*>(data);

@@ -10,8 +10,8 @@ using PackHeadFn = void (*)(const AttentionProblem& problem, const AttentionTens
                             int64_t batch, int64_t kv_head, const PackedHead& head);
 PackHeadFn pack_head();
 
-// Quantizes query rows [first_row, first_row + rows) of a KV head's group into a block; sets q_codes, q_sum, row_factor,
-// row_offset and bad_row, and zeroes the codes of the remaining rows up to a multiple of kRows.
+// Quantizes query rows [first_row, first_row + rows) of a KV head's group into a block; sets q_codes, q_sum,
+// row_factor, row_offset and bad_row, and zeroes the codes of the remaining rows up to a multiple of kRows.
 struct QueryRows {
   int64_t batch, kv_head, first_row;
   int rows;

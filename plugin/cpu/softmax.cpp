@@ -1,15 +1,18 @@
-// Per row: x = score * k_scale * factor (softcap, mask, key range), the tile's maximum, then P = 2^(x - reference) as codes.
+// Per row: x = score * k_scale * factor (softcap, mask, key range), the tile's maximum, then P = 2^(x - reference) as
+// codes.
 #include "cpu/softmax.h"
 
 #include <cmath>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/softmax.cpp"
+// clang-format off: foreach_target.h comes first
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
-#include "core/numerics.h"
 #include "cpu/vector-inl.h"
+// clang-format on
+#include "core/numerics.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
@@ -18,7 +21,8 @@ using DI16 = hn::Repartition<int16_t, DI>;
 using DB = hn::Repartition<int8_t, DI>;
 using DUB = hn::Repartition<uint8_t, DI>;
 
-// Four vectors of codes 0..255 become one vector of bytes without a cross-lane shuffle; quad_order() says where each went.
+// Four vectors of codes 0..255 become one vector of bytes without a cross-lane shuffle; quad_order() says where each
+// went.
 HWY_INLINE hn::Vec<DUB> pack_codes(VI a, VI b, VI c, VI e) {
   const DI16 d16;
   return hn::ReorderDemote2To(DUB(), hn::ReorderDemote2To(d16, a, b), hn::ReorderDemote2To(d16, c, e));

@@ -1,4 +1,5 @@
-// One step of the online softmax over a tile: integer scores -> P, and the factors that join the tile to the rows so far.
+// One step of the online softmax over a tile: integer scores -> P, and the factors that join the tile to the rows so
+// far.
 #pragma once
 
 #include "cpu/layout.h"
@@ -11,23 +12,23 @@ namespace intfa::cpu {
 enum class PForm { kTile, kPaper, kHalf };
 
 struct SoftmaxTile {
-  float* scores;          // [kRows][stride]: int32 scores in; float32 P out (kHalf)
-  uint8_t* p;             // [kRows][stride]: out (kTile, kPaper), bytes of each chunk in the order of quad_order()
+  float* scores;  // [kRows][stride]: int32 scores in; float32 P out (kHalf)
+  uint8_t* p;     // [kRows][stride]: out (kTile, kPaper), bytes of each chunk in the order of quad_order()
   int64_t stride;
   int rows;
   int chunk_begin, chunk_end;
-  const float* k_scale;   // of the tile's keys
-  const float* factor;    // [rows] x = score * k_scale * factor
+  const float* k_scale;      // of the tile's keys
+  const float* factor;       // [rows] x = score * k_scale * factor
   const int32_t* key_begin;  // [rows] attended keys, relative to the tile; null: all keys of all chunks
   const int32_t* key_end;
-  const float* bias;      // mask in log2, added to x; null: none
-  int64_t bias_stride;    // 0: one row for all
-  float softcap;          // log2 units; 0: none
-  const float* offset;    // [rows] added before the cap, log2 units
-  float* row_max;         // [rows] running, log2; in and out
-  float* row_sum;         // [rows] running; in and out
-  float* alpha;           // [kRows] out
-  float* beta;            // [kRows] out
+  const float* bias;    // mask in log2, added to x; null: none
+  int64_t bias_stride;  // 0: one row for all
+  float softcap;        // log2 units; 0: none
+  const float* offset;  // [rows] added before the cap, log2 units
+  float* row_max;       // [rows] running, log2; in and out
+  float* row_sum;       // [rows] running; in and out
+  float* alpha;         // [kRows] out
+  float* beta;          // [kRows] out
 };
 
 using SoftmaxFn = void (*)(const SoftmaxTile&);
