@@ -331,7 +331,6 @@ def oldest_python() -> str:
     return str(python)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal_past", "bshd_gqa_float16", "mask_padding", "nonpad", "static_head"])
 def test_same_binary_under_the_oldest_onnxruntime(name: str, oldest_python: str, tmp_path: Path) -> None:
     case = BY_NAME[name]

@@ -1,0 +1,92 @@
+"""The built library as a file, and the build: exports, dependencies, what CMake says, the CPU core under sanitizers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from intfa_onnx import native
+from intfa_onnx.errors import UnsupportedError
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "build" / "test_configure"
+# CMake looks for ninja in PATH, where this environment's scripts need not be.
+ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name, path=ENVIRONMENT["PATH"])
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def library() -> str:
+    try:
+        return str(native.get_library_path("ort"))
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+
+
+def test_exports_the_entry_points_and_nothing_else() -> None:
+    answer = subprocess.run([tool("nm"), "-D", "--defined-only", library()], capture_output=True, text=True, check=True)
+    exported = {line.split()[-1] for line in answer.stdout.splitlines()}
+    header = (ROOT / "plugin/include/intfa/c_api.h").read_text()
+    declared = set(re.findall(r"\b(intfa_\w+)\(", header))
+    assert exported == declared | {"RegisterCustomOps"}
+
+
+def test_needs_no_host_runtime_and_no_cuda_library() -> None:
+    answer = subprocess.run([tool("readelf"), "-d", library()], capture_output=True, text=True, check=True)
+    needed = set(re.findall(r"NEEDED.*\[(.*?)\.so", answer.stdout))
+    assert needed <= {"libstdc++", "libm", "libgcc_s", "libc", "libpthread", "libdl", "librt", "ld-linux-x86-64"}
+    assert "libstdc++" in needed  # linked statically it would raise the oldest glibc
+
+
+def configure(*options: str) -> tuple[int, str]:
+    command = [tool("cmake"), "-S", str(ROOT), "-B", str(CACHE), "-G", "Ninja", "--fresh"]
+    tool("ninja")
+    answer = subprocess.run([*command, *options], env=ENVIRONMENT, capture_output=True, text=True)
+    return answer.returncode, re.sub(r"\s+", " ", answer.stdout + answer.stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-DINTFA_CUDA=MAYBE"], "INTFA_CUDA=MAYBE is unknown (supported: AUTO, ON, OFF)"),
+        (["-DINTFA_CUDA=OFF", "-DORT_INCLUDE_DIR=/nowhere"], "ONNX Runtime headers not found in '/nowhere'"),
+        (["-DINTFA_CUDA=OFF", "-DHIGHWAY_SOURCE_DIR=/nowhere"], "Highway not found in '/nowhere'"),
+    ],
+    ids=["INTFA_CUDA", "ORT_INCLUDE_DIR", "HIGHWAY_SOURCE_DIR"],
+)
+@pytest.mark.xdist_group("configure")
+def test_configure_refuses_in_words(options: list[str], said: str) -> None:
+    code, output = configure(*options)
+    assert code != 0
+    assert said in output
+
+
+@pytest.mark.xdist_group("configure")
+def test_configure_without_cuda_says_so_and_looks_for_nothing() -> None:
+    code, output = configure("-DINTFA_CUDA=OFF")
+    assert code == 0, output
+    assert "CUDA: off (INTFA_CUDA=OFF)" in output
+    assert "CMAKE_CUDA_COMPILER" not in (CACHE / "CMakeCache.txt").read_text()
+
+
+def test_cpu_core_under_sanitizers() -> None:
+    """Nothing is read or written outside, no undefined behaviour, over the driver's edge shapes."""
+    cmake = tool("cmake")
+    tool("ninja")
+    for command in (["--preset", "asan"], ["--build", "--preset", "asan"]):
+        answer = subprocess.run([cmake, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+        assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
+    answer = subprocess.run([ROOT / "build/asan/tests/native/cpu_edge_shapes"], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    assert re.fullmatch(r"\d{4,} runs\n", answer.stdout)
