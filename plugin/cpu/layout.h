@@ -1,12 +1,12 @@
 // Where everything lies in the workspace, and the shapes of the packed buffers.
 //
-// Per KV head, written once (pack.cpp), read by every query block:
-//   k_codes  u8  [num_tiles * tile_stride / 16][D/4][16 keys][4 channels]    code + 128, so that u8 x s8 instructions
-//   apply v_codes  s8  [num_tiles * tile_stride / 64][channel_groups][16][16 channels][4 keys]
-//            the 16 quads of keys of a chunk of 64 stand in the order in which softmax.cpp leaves P's bytes
-//   v_float  f32 [num_tiles * tile_stride][channel_groups * 16]               instead of v_codes for Precision::kInt8QK
-//   k_scale  f32 [num_tiles * tile_stride], v_scale f32 [channel_groups * 16], k_mean f32 [256]
-//   bad      u8  [num_tiles * tile_stride]                                     non-finite tokens: kBadK, kBadV
+// Per KV head, written once (pack.cpp), read by every query block; a tile occupies tile_stride keys of each:
+//   k_codes u8  [num_tiles][tile_stride / 16][D/4][16 keys][4 channels]: code + 128, for instructions that take u8 x s8
+//   v_codes s8  [num_tiles][tile_stride / 64][channel_groups][16 quads][16 channels][4 keys]: the 16 quads of keys of
+//               each 64 stand in the order in which softmax.cpp leaves P's bytes
+//   v_float f32 [num_tiles][tile_stride][channel_groups * 16]: instead of v_codes for Precision::kInt8QK
+//   k_scale f32 [num_tiles][tile_stride]; v_scale f32 [channel_groups * 16]; k_mean f32 [256]
+//   bad     u8  [num_tiles][tile_stride]: non-finite tokens, kBadK and kBadV
 // Per worker: the state of one query block (struct Block).
 #pragma once
 

@@ -128,9 +128,12 @@ void softmax(const SoftmaxTile& a) {
     tile_max[row] = -INFINITY;
     sum[row] = 0.f;
   }
+  // one pass over all rows, then the other: the rows' reductions do not wait for each other
   for (int row = 0; row < a.rows; ++row) {
     tile_max[row] = plain ? row_scores<true>(a, row) : row_scores<false>(a, row);
     new_max[row] = HWY_MAX(old_max[row], tile_max[row]);
+  }
+  for (int row = 0; row < a.rows; ++row) {
     if (tile_max[row] == -INFINITY) {
       clear_row(a, row);
     } else {
