@@ -18,6 +18,7 @@ from rich.table import Column, Table
 import intfa_onnx
 from intfa_onnx.bench.cli import app as bench_app
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.native import Host
 from intfa_onnx.op_schema import DOMAIN
 
 app = typer.Typer(
@@ -34,7 +35,6 @@ err = Console(stderr=True)
 Precision = Literal["int8", "int8_qk"]
 Scheme = Literal["tile", "paper"]
 Runner = Literal["ort", "reference"]
-Library = Literal["ort"]
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model; external data stays where it is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
@@ -244,7 +244,7 @@ def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 @app.command()
-def libpath(library: Annotated[Library, typer.Argument(help="Which host runtime's library.")]) -> None:
+def libpath(library: Annotated[Host, typer.Argument(help="Which host runtime's library.")]) -> None:
     """Print the path of the native library, for a runtime that is not driven from Python.
 
     [bold]Example[/bold]

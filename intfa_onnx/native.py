@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from intfa_onnx.errors import UnsupportedError
 
@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MIN_ORT_VERSION = (1, 18)  # the API that the library is built against
+Host = Literal["ort", "trt"]
 
 
-def get_library_path(host: Literal["ort"] = "ort") -> Path:
+def get_library_path(host: Host = "ort") -> Path:
     """Return the absolute path of the native library for a host runtime.
 
     Args:
-        host: ``ort`` is ONNX Runtime's custom-op library, which also carries the C ABI (``intfa/c_api.h``).
+        host: ``ort`` is ONNX Runtime's custom-op library, which also carries the C ABI (``intfa/c_api.h``); ``trt`` is
+            TensorRT's plugin library.
     Raises:
         UnsupportedError: there is no such host, or this installation was made without its library.
     """
-    if host != "ort":
-        raise UnsupportedError(f"no native library for host {host!r} (supported: 'ort')")
+    if host not in get_args(Host):
+        raise UnsupportedError(f"no native library for host {host!r} (supported: {', '.join(get_args(Host))})")
     name = f"libintfa_{host}.so"
     folders = [
         Path(folder) / "lib" for folder in sys.modules["intfa_onnx"].__path__
