@@ -257,6 +257,40 @@ def libpath(library: Annotated[Host, typer.Argument(help="Which host runtime's l
 
 
 @app.command()
+def serve_layout(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The model repository; made if absent.")],
+    model: Annotated[Path, typer.Option(help="The rewritten model, for the ONNX Runtime backend.")],
+    engine: Annotated[Path | None, typer.Option(help="An engine built from it, for the TensorRT backend.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients; else its file name.")] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Most requests in one batch; 0: no dynamic batching.")] = 32,
+    mounted_at: Annotated[str | None, typer.Option(help="DIR as the server sees it, e.g. /models.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace models of the same name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a Triton Inference Server model repository for a rewritten model.
+
+    [bold]Examples[/bold]
+
+    intfa-onnx serve-layout repository --model model.int8.onnx
+
+    intfa-onnx serve-layout repository --model model.int8.onnx --engine model.plan --mounted-at /models
+    """
+    from dataclasses import asdict
+
+    from intfa_onnx import serve_layout as serving
+
+    with _working(f"writing {folder}", as_json):
+        layout = serving.write(
+            folder, model, engine=engine, name=name, max_batch_size=max_batch_size, mounted_at=mounted_at, force=force
+        )
+    if as_json:
+        _print_json(asdict(layout))
+        return
+    batching = f"up to {layout.max_batch_size} requests" if layout.max_batch_size else f"off, {layout.why_no_batching}"
+    print(f"wrote {', '.join(layout.models)} in {folder}\ndynamic batching: {batching}\nserve with: {layout.launch}")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this installation and say what is wrong; exit code 1 if rewritten models cannot run.
 
