@@ -1,0 +1,38 @@
+// The creator: what TensorRT's registry knows of the plugin.
+#include <exception>
+#include <new>
+
+#include "adapters/trt_fields.h"
+#include "adapters/trt_host.h"
+#include "adapters/trt_plugin.h"
+
+namespace intfa::trt {
+namespace {
+
+class Creator : public nvinfer1::IPluginCreatorV3One {
+ public:
+  nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                    nvinfer1::TensorRTPhase) noexcept override {
+    const std::string layer = name != nullptr ? name : "";
+    try {
+      return new Plugin(layer, fields != nullptr ? read_fields(*fields) : node::Attributes{});
+    } catch (const std::exception& error) {
+      log(Severity::kError, "intfa: " + std::string(kName) + " '" + layer + "': " + error.what());
+      return nullptr;
+    }
+  }
+
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &field_names(); }
+  const char* getPluginName() const noexcept override { return kName; }
+  const char* getPluginVersion() const noexcept override { return kVersion; }
+  const char* getPluginNamespace() const noexcept override { return kNamespace; }
+};
+
+}  // namespace
+
+nvinfer1::IPluginCreatorV3One& creator() {
+  static auto& instance = *new Creator;
+  return instance;
+}
+
+}  // namespace intfa::trt
