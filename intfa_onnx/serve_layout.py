@@ -1,8 +1,8 @@
 """A model repository for Triton Inference Server, written from a rewritten model.
 
-Layout and configuration follow Triton's documents of the model repository and of ``model_config.proto``. Its ONNX Runtime
-backend opens ``model_operations.op_library_filename`` as it stands, so that has to be a path that the server sees; its
-TensorRT backend takes plugins on the command line.
+Layout and configuration follow Triton's documents of the model repository and of ``model_config.proto``. Its ONNX
+Runtime backend opens ``model_operations.op_library_filename`` as it stands, so that has to be a path that the server
+sees; its TensorRT backend takes plugins on the command line.
 """
 
 from __future__ import annotations
