@@ -16,6 +16,7 @@ template <int kDim, Arithmetic kArithmetic, bool kScored>
 struct AttentionShape {
   // 32 rows per warp use each K and V fragment twice; at 256 the output alone would fill the registers, so 16.
   static constexpr int kStrips = kDim <= 128 ? 2 : 1;
+  static constexpr ChunkOrder kOrder = ChunkOrder::kRows;
   static constexpr int kWarpRows = 16 * kStrips;
   static constexpr int kTileM = kNumWarps * kWarpRows;
   static constexpr int kThreads = kNumWarps * 32;

@@ -82,7 +82,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
   const uint32_t q_tile = smem + Shape::kQOffset + warp * Shape::kWarpRows * KTile::kPitch;
   const RowTable table = RowTable::of<Shape>(smem, warp);
-  quantize_queries<kDim, Shape::kWarpRows, kScored>(params, work, q_tile, table);
+  quantize_queries<KTile, kDim, Shape::kWarpRows, kScored>(params, work, q_tile, table);
   // What every accumulator starts from, through shared memory: of four values that the compiler cannot know to be
   // constant it keeps one quad of registers, where known ones would cost four moves per accumulator.
   const uint32_t constants = smem + Shape::kConstantsOffset + 32 * warp;
@@ -137,7 +137,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
       return smem + Shape::kMaskOffset + (ptx::thread_index() >> 5) * Shape::kWarpRows * kTileN * 4;
     };
     if (kScored && params.mask.data != nullptr) {
-      const bool attended = stage_mask<kStrips>(params, Work::of<Shape>(params), lane_key, mask_terms());
+      const bool attended = stage_mask<kStrips, kTileN>(params, Work::of<Shape>(params), lane_key, mask_terms());
       if (!ptx::warp_any(attended)) {  // nothing for this warp
         k_tile = next_stage(k_tile);
         return;
@@ -148,7 +148,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);
 
     float tile_max[kStrips][2];
-    scale_scores(s, k_scales);
+    scale_scores<true>(s, k_scales);
     auto row_limits = [&](int m, int h) -> LaneLimits {
       if constexpr (!kMasked) return {};
       const int row = Work::of<Shape>(params).warp_row + 16 * m + 8 * h + lane / 4;
@@ -158,7 +158,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
         const RowTable again = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
-        return RowScoring(params, again, 16 * m + 8 * h + lane / 4, 2 * m + h, lane, mask_terms());
+        return RowScoring<kTileN>(params, again, 16 * m + 8 * h + lane / 4, 2 * m + h, lane, mask_terms());
       } else {
         return NoScoring{};
       }
@@ -167,8 +167,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
     uint32_t p[kStrips][kTileN / P::kKeysPerFragment][4];
     float weight[kStrips][2];
-    const bool unbias = !P::kHalf && tile % kUnbiasEvery == kUnbiasEvery - 1;
-    softmax_tile<kArithmetic, kScored>(p, weight, o, rows, s, tile_max, start, unbias);
+    const bool unbias = P::kBiased && tile % kUnbiasEvery == kUnbiasEvery - 1;
+    softmax_tile<P, kScored>(p, weight, o, rows, s, tile_max, start, unbias);
 
 #pragma unroll
     for (int channel = 0; channel < kDim; channel += 16) {  // 16 at a time: few live accumulators
@@ -211,8 +211,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   }
   ptx::cp_async_wait<0>();
 
-  store_rows<kDim, kArithmetic, kScored>(params, smem, o, rows);
-  poison_rows<kDim, kArithmetic, kScored>(params);
+  store_rows<Shape, P, kScored>(params, smem, o, rows);
+  poison_rows<Shape, Source, kScored>(params);
 }
 
 }  // namespace intfa::cuda

@@ -40,11 +40,10 @@ INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, in
 }
 
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
-template <int kDim, Arithmetic kArithmetic, bool kScored, int kStrips>
-INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const float (&o)[kStrips][kDim / 8][4],
+template <typename Shape, typename P, bool kScored, int kStrips, int kBlocks>
+INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const float (&o)[kStrips][kBlocks][4],
                              const RowState<kStrips>& rows) {
-  using P = Probability<kArithmetic>;
-  using Shape = AttentionShape<kDim, kArithmetic, kScored>;
+  constexpr int kDim = 8 * kBlocks;
   const Work work = Work::of<Shape>(params);
   const RowTable table = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
   const int g = work.lane >> 2, t = work.lane & 3;
@@ -62,7 +61,7 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const
       const float unit = kScored ? ptx::ld_shared(table.unit + 4 * row) : rows.unit[m][h];
       const float poison = ptx::mul_rn(unit, 0.f);  // NaN for a non-finite query
       const float inverse = (sum > 0.f ? ptx::div_rn(1.f, sum) : 0.f) + poison;
-      const float unbias = P::kHalf ? 0.f : ptx::mul_rn(-kBias, rows.bias_sum[m][h]);
+      const float unbias = P::kBiased ? ptx::mul_rn(-kBias, rows.bias_sum[m][h]) : 0.f;
       if (query >= params.seqlen_q) continue;
       const int64_t index = y_index(params, work, query);
 #pragma unroll
@@ -86,11 +85,9 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const
 
 // Overwrites what a non-finite K token or V element reaches: whole rows, or one channel of them. Each thread only
 // rewrites what it stored itself, so nothing needs to be ordered. Costs a few loads where the input is finite.
-template <int kDim, Arithmetic kArithmetic, bool kScored>
+template <typename Shape, typename Source, bool kScored>
 INTFA_DEVICE void poison_rows(const AttentionParams& params) {
-  constexpr bool kHalf = Probability<kArithmetic>::kHalf;
-  using Shape = AttentionShape<kDim, kArithmetic, kScored>;
-  using Source = PackedTile<kDim, kHalf>;
+  constexpr int kRowBytes = kTileN * Source::kElementV;  // of V^T
   const Work work = Work::of<Shape>(params);
   const int g = work.lane >> 2, t = work.lane & 3;
   const int kv_heads = gridDim.z / params.num_splits * params.kv_num_heads;
@@ -110,9 +107,12 @@ INTFA_DEVICE void poison_rows(const AttentionParams& params) {
     return scale != scale;
   };
   auto non_finite_v = [&](int channel, int key) {
-    const char* row = tile_of(key) + Source::kV + channel * kTileN * Source::kElementV;
-    return kHalf ? reinterpret_cast<const uint16_t*>(row)[packed_row(key % kTileN)] == kNonFiniteHalf
-                 : reinterpret_cast<const int8_t*>(row)[key % kTileN] == kNonFiniteCode;
+    constexpr bool kHalf = Source::kElementV == 2;
+    const int byte = kHalf ? 2 * packed_row(key % kTileN) : key % kTileN;
+    const char* code =
+        tile_of(key) + Source::kV + chunk_offset<kRowBytes>(Shape::kOrder, channel, byte / 16) + byte % 16;
+    return kHalf ? *reinterpret_cast<const uint16_t*>(code) == kNonFiniteHalf
+                 : *reinterpret_cast<const int8_t*>(code) == kNonFiniteCode;
   };
 #pragma unroll 1
   for (int key = 0; key < params.seqlen_kv; ++key) {

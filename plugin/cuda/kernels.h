@@ -15,6 +15,8 @@ struct AttentionKernel {
   bool scored;  // softcap or a mask tensor
   void (*kernel)(AttentionParams);
   int tile_m, threads, smem_bytes;
+  int tile_n = kTileN;
+  ChunkOrder order = ChunkOrder::kRows;  // of the packed tiles that it reads
 };
 
 struct KernelSet {

@@ -36,13 +36,19 @@ constexpr int kUnbiasEvery = 8;
 // latter where the tensor core is what bounds the loop.
 constexpr bool kSumByMma = ptx::kArch == 80 || ptx::kArch == 90 || ptx::kArch == 100;
 
-template <Arithmetic kArithmetic>
+// How P is coded, multiplied and summed.
+template <Arithmetic kArithmetic, bool kWgmma = false>
 struct Probability {
   static constexpr bool kHalf = kArithmetic == Arithmetic::kHalfPV;
   static constexpr bool kRunningMax = kArithmetic != Arithmetic::kTileInt8;
   static constexpr bool kIntegerSum = kArithmetic == Arithmetic::kTileInt8;
+  static constexpr bool kFloatSum = kArithmetic == Arithmetic::kPaperInt8;
+  // P.V comes as float bits with kBias. Not from wgmma, whose accumulators start at 0 for free, where a bias would cost
+  // a move each.
+  static constexpr bool kBiased = !kHalf && !kWgmma;
+  static constexpr bool kMmaSum = !kFloatSum && (kHalf || (kSumByMma && !kWgmma));
   // Each lane of a quad holds its own part of the row sum, or all hold the whole.
-  static constexpr bool kPartialSum = kArithmetic == Arithmetic::kPaperInt8 || (kIntegerSum && !kSumByMma);
+  static constexpr bool kPartialSum = !kMmaSum;
   // log2 of P at the maximum; rounded down, so that rint never exceeds the code.
   static constexpr float kLog2Max = kHalf ? 0.f : kArithmetic == Arithmetic::kTileInt8 ? 7.99435344f : 6.98868465f;
   static constexpr int kKeysPerFragment = kHalf ? 16 : 32;
@@ -62,11 +68,12 @@ struct LaneLimits {
   int begin, end;
 };
 
-// kBias + S  ->  y, as float bits in place. k_scales: shared address of the tile's k_scale, at this lane's first key.
-template <int kStrips>
-INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], uint32_t k_scales) {
+// S (kBias + S where kBiased)  ->  y, as float bits in place. k_scales: shared address of the tile's k_scale, at this
+// lane's first key. kColumns: keys of the tile / 8.
+template <bool kBiased, int kStrips, int kColumns>
+INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kColumns][4], uint32_t k_scales) {
 #pragma unroll
-  for (int i = 0; i < kTileN / 16; ++i) {
+  for (int i = 0; i < kColumns / 2; ++i) {
     float scale[4];
     ptx::ld_shared(scale, k_scales + 64 * i);
 #pragma unroll
@@ -77,7 +84,8 @@ INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], uint32_t k_
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           int32_t& x = s[m][2 * i + (k >> 1)][2 * h + (k & 1)];
-          x = __float_as_int(ptx::fma_rn(__int_as_float(x), scale[k], bias));
+          x = __float_as_int(kBiased ? ptx::fma_rn(__int_as_float(x), scale[k], bias)
+                                     : ptx::mul_rn(ptx::f32_from_s32(x), scale[k]));
         }
       }
     }
@@ -86,8 +94,8 @@ INTFA_DEVICE void scale_scores(int32_t (&s)[kStrips][kTileN / 8][4], uint32_t k_
 
 // Masks y by row_limits(m, h), where kMasked, and finds the rows' maxima over the tile, quad-wide. transform(y, m, h,
 // i): what else happens to the scores of keys 16i + 4t + {0..3} of row half h of strip m; nothing in the plain kernel.
-template <bool kMasked, int kStrips, typename RowLimits, typename Scoring>
-INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile_max)[kStrips][2], RowLimits row_limits,
+template <bool kMasked, int kStrips, int kColumns, typename RowLimits, typename Scoring>
+INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kColumns][4], float (&tile_max)[kStrips][2], RowLimits row_limits,
                               Scoring scoring) {
 #pragma unroll
   for (int m = 0; m < kStrips; ++m) {
@@ -97,7 +105,7 @@ INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile
       const auto score = scoring(m, h);
       float max = kFloor;
 #pragma unroll
-      for (int i = 0; i < kTileN / 16; ++i) {
+      for (int i = 0; i < kColumns / 2; ++i) {
         float y[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) y[k] = __int_as_float(s[m][2 * i + (k >> 1)][2 * h + (k & 1)]);
@@ -116,37 +124,36 @@ INTFA_DEVICE void mask_scores(int32_t (&s)[kStrips][kTileN / 8][4], float (&tile
 }
 
 // P of one row half of one strip: `offset` is log2(max P) - max * unit. Returns the sum of P where it is taken here.
-template <Arithmetic kArithmetic, int kFragments>
-INTFA_DEVICE float exponentials(uint32_t (&p)[kFragments][4], const int32_t (&s)[kTileN / 8][4], int h, float unit,
+template <typename P, int kFragments, int kColumns>
+INTFA_DEVICE float exponentials(uint32_t (&p)[kFragments][4], const int32_t (&s)[kColumns][4], int h, float unit,
                                 float offset) {
-  using P = Probability<kArithmetic>;
   uint32_t codes = 0;
   float sum = 0.f;
 #pragma unroll
-  for (int i = 0; i < kTileN / 16; ++i) {
+  for (int i = 0; i < kColumns / 2; ++i) {
     float f[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       f[k] = ptx::ex2(ptx::fma_rn(__int_as_float(s[2 * i + (k >> 1)][2 * h + (k & 1)]), unit, offset));
-      if constexpr (kArithmetic == Arithmetic::kPaperInt8) sum = ptx::add_rn(sum, f[k]);
+      if constexpr (P::kFloatSum) sum = ptx::add_rn(sum, f[k]);
     }
     if constexpr (P::kHalf) {
       p[i][h] = ptx::f16x2_from_f32(f[1], f[0]);
       p[i][h + 2] = ptx::f16x2_from_f32(f[3], f[2]);
     } else {
       p[i >> 1][h + 2 * (i & 1)] = pack_u8x4(f[0], f[1], f[2], f[3]);
-      if constexpr (P::kIntegerSum && !kSumByMma) codes = ptx::dot4_u8(p[i >> 1][h + 2 * (i & 1)], 0x01010101u, codes);
+      if constexpr (P::kIntegerSum && !P::kMmaSum) codes = ptx::dot4_u8(p[i >> 1][h + 2 * (i & 1)], 0x01010101u, codes);
     }
   }
   // codes < 2^23: as the mantissa of 2^23 + codes it is a float at once.
-  if constexpr (P::kIntegerSum && !kSumByMma) sum = ptx::add_rn(ptx::f32_bits(0x4B000000u + codes), -8388608.f);
+  if constexpr (P::kIntegerSum && !P::kMmaSum) sum = ptx::add_rn(ptx::f32_bits(0x4B000000u + codes), -8388608.f);
   return sum;
 }
 
 // The rows' sums of P by the tensor core.
-template <Arithmetic kArithmetic, int kFragments>
+template <typename P, int kFragments>
 INTFA_DEVICE void sum_by_mma(float (&sum)[2], const uint32_t (&p)[kFragments][4], const int32_t (&start)[4]) {
-  if constexpr (Probability<kArithmetic>::kHalf) {
+  if constexpr (P::kHalf) {
     float acc[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
     for (int i = 0; i < kFragments; ++i) ptx::mma_f16(acc, p[i], 0x3C003C00u, 0x3C003C00u);
@@ -161,12 +168,11 @@ INTFA_DEVICE void sum_by_mma(float (&sum)[2], const uint32_t (&p)[kFragments][4]
 
 // P of a tile from its y, the rows' sums, and the weight with which the tile's product enters O. Moves the reference
 // (and rescales O) where it must; `unbias`: also removes the bias from O.
-template <Arithmetic kArithmetic, bool kScored, int kStrips, int kBlocks, int kFragments>
+template <typename P, bool kScored, int kStrips, int kBlocks, int kFragments, int kColumns>
 INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&weight)[kStrips][2],
                                float (&o)[kStrips][kBlocks][4], RowState<kStrips>& rows,
-                               const int32_t (&s)[kStrips][kTileN / 8][4], const float (&tile_max)[kStrips][2],
+                               const int32_t (&s)[kStrips][kColumns][4], const float (&tile_max)[kStrips][2],
                                const int32_t (&start)[4], bool unbias) {
-  using P = Probability<kArithmetic>;
   auto unit = [&](int m, int h) { return kScored ? 1.f : rows.unit[m][h]; };
   float sum[kStrips][2];
   bool moved = false;
@@ -176,11 +182,11 @@ INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&we
     for (int h = 0; h < 2; ++h) {
       const float reference = rows.reference[m][h], top = tile_max[m][h];
       const float max = P::kRunningMax ? fmaxf(reference, top) : top;
-      sum[m][h] = exponentials<kArithmetic>(p[m], s[m], h, unit(m, h), ptx::fma_rd(-max, unit(m, h), P::kLog2Max));
+      sum[m][h] = exponentials<P>(p[m], s[m], h, unit(m, h), ptx::fma_rd(-max, unit(m, h), P::kLog2Max));
       weight[m][h] = ptx::mul_rn(ptx::add_rn(max, -reference), unit(m, h));  // its log2, for now
       moved |= weight[m][h] > (P::kRunningMax ? 0.f : kSlack);
     }
-    if constexpr (!P::kPartialSum) sum_by_mma<kArithmetic>(sum[m], p[m], start);
+    if constexpr (P::kMmaSum) sum_by_mma<P>(sum[m], p[m], start);
   }
   if (ptx::warp_any(moved) || unbias) {
 #pragma unroll
@@ -199,7 +205,7 @@ INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&we
         for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
           for (int e = 2 * h; e < 2 * h + 2; ++e) {
-            o[m][i][e] = P::kHalf ? ptx::mul_rn(o[m][i][e], a) : ptx::fma_rn(o[m][i][e], a, unbiased);
+            o[m][i][e] = P::kBiased ? ptx::fma_rn(o[m][i][e], a, unbiased) : ptx::mul_rn(o[m][i][e], a);
           }
         }
       }
@@ -211,7 +217,7 @@ INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&we
     for (int h = 0; h < 2; ++h) {
       weight[m][h] = P::kRunningMax ? 1.f : ptx::ex2(weight[m][h]);
       rows.sum[m][h] = ptx::fma_rn(sum[m][h], weight[m][h], rows.sum[m][h]);
-      rows.bias_sum[m][h] = ptx::add_rn(rows.bias_sum[m][h], weight[m][h]);
+      if constexpr (P::kBiased) rows.bias_sum[m][h] = ptx::add_rn(rows.bias_sum[m][h], weight[m][h]);
     }
   }
 }

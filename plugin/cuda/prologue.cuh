@@ -222,7 +222,8 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
         code[i] = finite[pass] ? code_of(scaled) : 0;
       }
       if (channel < kDim) {
-        ptx::st_global(packed + packed_row(row) * kDim + channel, pack_bytes(code));
+        const int chunk = chunk_offset<kDim>(params.order, packed_row(row), channel / 16);
+        ptx::st_global(packed + chunk + channel % 16, pack_bytes(code));
       }
     }
     if (block.lane % Layout::kLanes == 0) {
@@ -336,7 +337,8 @@ INTFA_DEVICE void quantize_v_tile(const PrologueParams& params, const PrologueBl
     const int channel = at / kChunks, chunk = at % kChunks;
     uint32_t words[4];
     ptx::ld_shared(words, transposed + channel * kPitch + 16 * chunk);
-    ptx::st_global(vt + 16 * at, uint4{words[0], words[1], words[2], words[3]});
+    ptx::st_global(vt + chunk_offset<16 * kChunks>(params.order, channel, chunk),
+                   uint4{words[0], words[1], words[2], words[3]});
   }
   if (threadIdx.x == 0) {
     const int64_t heads = static_cast<int64_t>(params.batch) * params.kv_num_heads;

@@ -41,6 +41,13 @@ struct WarpRows {
 // uses the same order.
 INTFA_DEVICE int packed_row(int key) { return (key & ~15) | (key & 2) << 2 | (key >> 1 & 6) | (key & 1); }
 
+// Byte offset of a 16-byte chunk of an operand whose rows have kRowBytes.
+template <int kRowBytes>
+INTFA_DEVICE int chunk_offset(ChunkOrder order, int row, int chunk) {
+  if (order == ChunkOrder::kRows) return row * kRowBytes + 16 * chunk;
+  return (row & ~7) * kRowBytes + 128 * chunk + 16 * (row & 7);
+}
+
 // Keys that exist for a batch entry.
 INTFA_DEVICE int valid_keys(const int64_t* nonpad_kv_seqlen, int batch, int seqlen_kv) {
   if (nonpad_kv_seqlen == nullptr) return seqlen_kv;

@@ -3,15 +3,14 @@
 
 #include "cuda/online_softmax.cuh"
 #include "cuda/quantize.cuh"
-#include "cuda/smem_tile.cuh"
 #include "cuda/traits.cuh"
 #include "cuda/work.cuh"
 
 namespace intfa::cuda {
 
-// One warp quantizes its queries: their codes into `tile` (shared address, SmemTile<kDim>), their values into the rows'
-// table. Queries beyond Sq get zero codes.
-template <int kDim, int kWarpRows, bool kScored>
+// One warp quantizes its queries: their codes into `tile` (shared address of a Tile: SmemTile<kDim> or another order of
+// 16-byte chunks), their values into the rows' table. Queries beyond Sq get zero codes.
+template <typename Tile, int kDim, int kWarpRows, bool kScored>
 INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& work, uint32_t tile,
                                    const RowTable& rows) {
   using Layout = WarpRows<kDim>;
@@ -55,8 +54,7 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& wo
         code[i] = finite ? code_of(scaled) : 0;
         if (shifted && channel + i < kDim) dot = ptx::fma_rn(ptx::f32_from_s32(code[i]), k_mean[channel + i], dot);
       }
-      if (channel < kDim)
-        ptx::st_shared(tile + SmemTile<kDim>::offset(row, channel / 16) + channel % 16, pack_bytes(code));
+      if (channel < kDim) ptx::st_shared(tile + Tile::offset(row, channel / 16) + channel % 16, pack_bytes(code));
     }
     if (shifted) dot = Layout::sum(dot);
     if (lane % Layout::kLanes == 0) {

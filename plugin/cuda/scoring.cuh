@@ -57,14 +57,14 @@ INTFA_DEVICE int64_t mask_row(const AttentionParams& params, const Work& work, i
 }
 
 // Where a lane keeps its mask terms of one row half (of 2 * kStrips) and group of 16 keys: shared bytes from the warp's
-// part.
-INTFA_DEVICE uint32_t mask_slot(int half, int group, int lane) {
-  return ((half * (kTileN / 16) + group) * 32 + lane) * 16;
+// part. keys: of the tile.
+INTFA_DEVICE uint32_t mask_slot(int keys, int half, int group, int lane) {
+  return ((half * (keys / 16) + group) * 32 + lane) * 16;
 }
 
 // Brings the mask of a tile to shared memory, as log2 terms, each lane its own: in a loop of its own, because a mask of
 // any type and stride takes much code. key: the lane's first of the tile.
-template <int kStrips>
+template <int kStrips, int kKeys>
 INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, int key, uint32_t terms) {
   const MaskParams& mask = params.mask;
   bool attended = false;
@@ -72,7 +72,7 @@ INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, in
   for (int half = 0; half < 2 * kStrips; ++half) {
     const int64_t row = mask_row(params, work, work.warp_row + 8 * half + work.lane / 4);
 #pragma unroll
-    for (int i = 0; i < kTileN / 16; ++i) {
+    for (int i = 0; i < kKeys / 16; ++i) {
       const int first = key + 16 * i;
       float term[4];
       load4(term, mask.data, row + first * mask.key, mask.key, params.mask_seqlen_kv - first, mask.dtype, mask.vector4);
@@ -81,7 +81,7 @@ INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, in
         term[k] = mask_term(term[k], mask.dtype);
         attended |= term[k] != -INFINITY;
       }
-      ptx::st_shared(terms + mask_slot(half, i, work.lane), term);
+      ptx::st_shared(terms + mask_slot(kKeys, half, i, work.lane), term);
     }
   }
   return attended;
@@ -92,7 +92,8 @@ struct NoScoring {
   INTFA_DEVICE void operator()(float (&)[4], int) const {}
 };
 
-// y -> score in log2 units, for one row half of a tile; see mask_scores.
+// y -> score in log2 units, for one row half of a tile of kKeys keys; see mask_scores.
+template <int kKeys>
 class RowScoring {
  public:
   // row: in the warp; half: 2 * strip + half. terms: as stage_mask left them.
@@ -101,7 +102,7 @@ class RowScoring {
       : params_(params),
         unit_(ptx::ld_shared(rows.unit + 4 * row)),
         shift_(ptx::ld_shared(rows.shift + 4 * row)),
-        terms_(terms + mask_slot(half, 0, lane)) {}
+        terms_(terms + mask_slot(kKeys, half, 0, lane)) {}
 
   INTFA_DEVICE void operator()(float (&y)[4], int group) const {
 #pragma unroll
@@ -118,7 +119,7 @@ class RowScoring {
     }
     if (params_.mask.data != nullptr) {
       float term[4];
-      ptx::ld_shared(term, terms_ + mask_slot(0, group, 0));
+      ptx::ld_shared(term, terms_ + mask_slot(kKeys, 0, group, 0));
 #pragma unroll
       for (int k = 0; k < 4; ++k) y[k] = ptx::add_rn(y[k], term[k]);
     }

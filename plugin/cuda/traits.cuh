@@ -36,6 +36,12 @@ constexpr int8_t kNonFiniteCode = -128;      // V^T as s8: codes end at -127
 constexpr uint16_t kNonFiniteHalf = 0x8000;  // V^T as float16: -0, which finite input writes as +0
                                              // K: the key's k_scale is NaN and its codes are 0
 
+// How the 16-byte chunks of an operand's rows lie in a packed tile.
+//   kRows          row after row; the kernel places them in shared memory
+//   kCoreMatrices  eight rows of one chunk after each other, then their next chunk, then the next eight rows: as wgmma
+//                  reads an operand without a swizzle, so that bulk copies bring it ready for use
+enum class ChunkOrder { kRows, kCoreMatrices };
+
 // One packed tile of kTileN keys: K, V^T and k_scale behind each other, in the order in which a CTA copies them to
 // shared memory.
 //   K        [kTileN, Dp] s8, rows in packed_row order; zero beyond Skv and D
@@ -69,6 +75,7 @@ struct PrologueParams {
   ScaleGranularity k_scale_kind, v_scale_kind;
   bool smooth, group_scale, head_v_scale, half_v;
   bool k_statistics, v_statistics;
+  ChunkOrder order;
   void *present_key, *present_value;  // [B, Hkv, Skv, D] or null
   float* partial_sum;                 // [B*Hkv, num_chunks, Dp]: of K, over finite valid tokens
   float* partial_count;               // [B*Hkv, num_chunks]: how many they are
