@@ -252,8 +252,8 @@ def test_unknown_attribute_values_are_refused_at_load(attributes: dict[str, str]
 def test_wrong_types_are_refused() -> None:
     inputs = typed_inputs(BY_NAME["mask_float"])
     for name, dtype, message in (
-        ("K", np.float16, "K has element type"),
-        ("attn_mask", np.int32, "attn_mask has element type"),
+        ("K", np.float16, "K is float16, Q is float32; they must agree"),
+        ("attn_mask", np.int32, "attn_mask is int32"),
         ("Q", np.float64, r"Type 'tensor\(double\)' of input parameter \(Q\)"),
     ):
         changed = inputs | {name: inputs[name].astype(dtype)}
@@ -284,8 +284,8 @@ def test_missing_library_and_runtime_are_explained(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys.modules["intfa_onnx"], "__path__", [str(tmp_path)])
     with pytest.raises(UnsupportedError, match=r"libintfa_ort.so is not built: looked in .*pip install \."):
         native.register(ort.SessionOptions())
-    with pytest.raises(UnsupportedError, match="no native library for host 'trt'"):
-        native.get_library_path("trt")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="no native library for host 'mars'"):
+        native.get_library_path("mars")  # type: ignore[arg-type]
     monkeypatch.setattr(ort, "__version__", "1.17.3")
     with pytest.raises(UnsupportedError, match=r"onnxruntime 1.17.3 is too old \(supported: 1.18 or newer\)"):
         native.register(ort.SessionOptions())

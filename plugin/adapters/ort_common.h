@@ -1,4 +1,4 @@
-// What the ONNX Runtime adapter's files share: the order of inputs and outputs, and refusals as statuses.
+// What the ONNX Runtime adapter's files share: the API's version, the node's vocabulary, and errors as statuses.
 #pragma once
 
 #define ORT_API_MANUAL_INIT
@@ -6,52 +6,42 @@
 #undef ORT_API_MANUAL_INIT
 
 #include <cstdint>
-#include <sstream>
 #include <stdexcept>
 #include <string>
-#include <vector>
+
+#include "adapters/node.h"
 
 namespace intfa::ort {
 
+using namespace intfa::node;  // inputs and outputs by name, Refusal, Shape
+
 constexpr uint32_t kApiVersion = 18;
 
-enum Input { kQ, kK, kV, kMask, kPastKey, kPastValue, kNonpad, kQScale, kKScale, kVScale, kNumInputs };
-enum Output { kY, kPresentKey, kPresentValue, kLse, kNumOutputs };
-
-// A refusal that ends up as an OrtStatus.
-struct Refusal : std::runtime_error {
-  using std::runtime_error::runtime_error;
+// What the core refuses, with ONNX Runtime's code for it.
+struct Failure : std::runtime_error {
+  Failure(OrtErrorCode code, const std::string& message) : std::runtime_error(message), code(code) {}
+  OrtErrorCode code;
 };
 
-template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  throw Refusal(out.str());
-}
-
-using Shape = std::vector<int64_t>;
-
-inline std::string text(const Shape& shape) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t i = 0; i < shape.size(); ++i) out << (i ? "," : "") << shape[i];
-  out << ']';
-  return out.str();
-}
-
-// No exception leaves the library: whatever `function` throws becomes a status.
+// No exception leaves the library: whatever `function` throws becomes a status that names the node, where that is
+// known.
 template <typename Function>
-OrtStatus* guarded(Function function) noexcept {
+OrtStatus* guarded(const std::string& node_name, Function function) noexcept {
+  const auto status = [&](OrtErrorCode code, const char* message) {
+    const std::string where = node_name.empty() ? "" : "node '" + node_name + "': ";
+    return Ort::GetApi().CreateStatus(code, ("intfa: " + where + message).c_str());
+  };
   try {
     function();
     return nullptr;
   } catch (const Refusal& refusal) {
-    return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, (std::string("intfa: ") + refusal.what()).c_str());
+    return status(ORT_INVALID_ARGUMENT, refusal.what());
+  } catch (const Failure& failure) {
+    return status(failure.code, failure.what());
   } catch (const Ort::Exception& error) {
-    return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
+    return status(error.GetOrtErrorCode(), error.what());
   } catch (const std::exception& error) {
-    return Ort::GetApi().CreateStatus(ORT_RUNTIME_EXCEPTION, (std::string("intfa: ") + error.what()).c_str());
+    return status(ORT_RUNTIME_EXCEPTION, error.what());
   }
 }
 

@@ -1,12 +1,11 @@
-// intfa::IntFlashAttention as an ONNX Runtime custom op: tensors in, problem out, status back. Built against API 18, so
-// that one binary serves ONNX Runtime 1.18 and everything newer.
+// intfa::IntFlashAttention as an ONNX Runtime custom op, for the CPU and the CUDA execution provider: tensors in,
+// problem out, status back. Built against API 18, so that one binary serves ONNX Runtime 1.18 and everything newer.
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <deque>
-#include <new>
-#include <optional>
 #include <thread>
+#include <variant>
 
 #include "adapters/ort_common.h"
 #include "intfa/attention.h"
@@ -14,311 +13,143 @@
 namespace intfa::ort {
 namespace {
 
-constexpr size_t kWorkspaceAlignment = 64;
-constexpr std::array<const char*, kNumInputs> kInputNames = {
-    "Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen", "q_scale", "k_scale", "v_scale"};
-
-std::optional<DataType> data_type(ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
-      return DataType::kFloat32;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return DataType::kFloat16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return DataType::kBFloat16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
-      return DataType::kInt8;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL:
-      return DataType::kBool;
-    default:
-      return std::nullopt;
-  }
-}
-
-// The node's attributes; see operator.md. ONNX's numbers of data types are those of ONNXTensorElementDataType.
-struct Attributes {
-  int64_t q_num_heads = 0, kv_num_heads = 0, is_causal = 0, window_left = -1, window_right = -1, smooth_k = 1;
-  int64_t output_dtype = 0;
-  float scale = 0.f, softcap = 0.f;
-  std::string causal_alignment = "standard", precision = "int8", scheme = "tile", k_granularity = "auto";
-};
-
-template <typename T>
-void read(const Ort::ConstKernelInfo& info, const char* name, T& value) {
-  try {
-    value = info.GetAttribute<T>(name);
-  } catch (const Ort::Exception&) {  // absent: the default stays
-  }
-}
-
 Attributes read_attributes(const OrtKernelInfo* kernel_info) {
   const Ort::ConstKernelInfo info{kernel_info};
-  Attributes a;
-  read(info, "q_num_heads", a.q_num_heads);
-  read(info, "kv_num_heads", a.kv_num_heads);
-  read(info, "is_causal", a.is_causal);
-  read(info, "window_left", a.window_left);
-  read(info, "window_right", a.window_right);
-  read(info, "smooth_k", a.smooth_k);
-  read(info, "output_dtype", a.output_dtype);
-  read(info, "scale", a.scale);
-  read(info, "softcap", a.softcap);
-  read(info, "causal_alignment", a.causal_alignment);
-  read(info, "precision", a.precision);
-  read(info, "scheme", a.scheme);
-  read(info, "k_granularity", a.k_granularity);
-  return a;
-}
-
-// The value that stands for a string attribute.
-template <typename Enum>
-Enum choose(const char* name, const std::string& value, std::initializer_list<std::pair<const char*, Enum>> choices) {
-  std::string supported;
-  for (const auto& [choice, result] : choices) {
-    if (value == choice) return result;
-    supported += supported.empty() ? choice : std::string(", ") + choice;
+  Attributes attributes;
+  for (const AttributeField& field : kAttributeFields) {
+    const auto read = [&]<typename T>(T Attributes::* member) {
+      try {
+        attributes.*member = info.GetAttribute<T>(field.name);
+      } catch (const Ort::Exception&) {  // absent: the default stays
+      }
+    };
+    std::visit(read, field.member);
   }
-  refuse("attribute ", name, "='", value, "' is unknown (supported: ", supported, ")");
+  return attributes;
 }
 
-// The attributes' part of every problem of this node.
-AttentionProblem to_problem(const Attributes& a) {
-  AttentionProblem p;
-  p.causal = a.is_causal != 0;
-  p.window_left = a.window_left;
-  p.window_right = a.window_right;
-  p.smooth_k = a.smooth_k != 0;
-  p.softmax_scale = a.scale;
-  p.softcap = a.softcap;
-  p.causal_alignment = choose<CausalAlignment>(
-      "causal_alignment", a.causal_alignment,
-      {{"standard", CausalAlignment::kStandard}, {"lower_right", CausalAlignment::kLowerRight}});
-  p.precision =
-      choose<Precision>("precision", a.precision, {{"int8", Precision::kInt8}, {"int8_qk", Precision::kInt8QK}});
-  p.scheme = choose<Scheme>("scheme", a.scheme, {{"tile", Scheme::kTile}, {"paper", Scheme::kPaper}});
-  p.k_granularity = choose<KGranularity>(
-      "k_granularity", a.k_granularity,
-      {{"auto", KGranularity::kAuto}, {"token", KGranularity::kToken}, {"group", KGranularity::kGroup}});
-  return p;
-}
-
-// One input or none, with its shape.
-struct Tensor {
-  const void* data = nullptr;
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  Shape shape;
-  bool present = false;
+// The inputs of one run: what they are, and where.
+struct RunInputs {
+  Inputs described;
+  std::array<const void*, kNumInputs> data{};
 };
 
-Tensor input(const Ort::KernelContext& context, size_t index) {
-  if (index >= context.GetInputCount()) return {};
-  const Ort::ConstValue value = context.GetInput(index);
-  if (!value) return {};
-  const auto info = value.GetTensorTypeAndShapeInfo();
-  return {value.GetTensorRawData(), info.GetElementType(), info.GetShape(), true};
-}
-
-// Q, K or V as [batch, heads, tokens, channels] with strides, from 4-D or 3-D.
-struct HeadsView {
-  int64_t batch, heads, tokens, channels;
-  TensorStrides strides;
-};
-
-HeadsView heads_view(const char* name, const Shape& shape, int64_t heads, const char* attribute) {
-  if (shape.size() == 4) {
-    if (heads > 0 && heads != shape[1])
-      refuse(name, " has shape ", text(shape), ", but ", attribute, "=", heads, "; they must agree");
-    return {shape[0], shape[1], shape[2], shape[3], {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3]}};
+RunInputs read_inputs(const Ort::KernelContext& context) {
+  RunInputs in;
+  for (size_t i = 0; i < std::min<size_t>(kNumInputs, context.GetInputCount()); ++i) {
+    const Ort::ConstValue value = context.GetInput(i);
+    if (!value) continue;
+    const auto info = value.GetTensorTypeAndShapeInfo();
+    in.described[i] = {true, static_cast<ElementType>(info.GetElementType()), info.GetShape()};
+    in.data[i] = value.GetTensorRawData();
   }
-  if (shape.size() != 3)
-    refuse(name, " has shape ", text(shape),
-           " (supported: [batch, heads, seqlen, head_dim] or [batch, seqlen, heads * head_dim])");
-  if (heads <= 0 || shape[2] % heads != 0)
-    refuse(name, " has shape ", text(shape), " and ", attribute, "=", heads,
-           "; a 3-D input needs a number of heads that divides its last dimension");
-  const int64_t channels = shape[2] / heads;
-  return {shape[0], heads, shape[1], channels, {shape[1] * shape[2], channels, shape[2]}};
+  return in;
 }
 
-void expect_shape(const char* name, const Shape& found, const Shape& expected) {
-  if (found != expected) refuse(name, " has shape ", text(found), ", expected ", text(expected));
-}
-
-void expect_type(const char* name, const Tensor& tensor, ONNXTensorElementDataType expected,
-                 const char* expected_name) {
-  if (tensor.type != expected) refuse(name, " has element type ", tensor.type, ", expected ", expected_name);
-}
-
-void describe_mask(const Tensor& mask, AttentionProblem& p) {
-  if (!mask.present) return;
-  const auto dtype = data_type(mask.type);
-  if (!dtype || *dtype == DataType::kInt8)
-    refuse("attn_mask has element type ", mask.type, " (supported: bool, float32, float16, bfloat16)");
-  if (mask.shape.empty() || mask.shape.size() > 4)
-    refuse("attn_mask has shape ", text(mask.shape), " (supported: 1 to 4 dimensions)");
-  const Shape full = {p.batch, p.num_heads, p.seqlen_q, p.seqlen_kv()};
-  Shape shape(4 - mask.shape.size(), 1);
-  shape.insert(shape.end(), mask.shape.begin(), mask.shape.end());
-  Shape strides(4, 0);
-  int64_t stride = 1;
-  for (int i = 3; i >= 0; --i) {
-    const bool fits = shape[i] == full[i] || shape[i] == 1 || (i == 3 && shape[i] < full[i]);
-    if (!fits) refuse("attn_mask has shape ", text(mask.shape), ", which does not broadcast to ", text(full));
-    if (shape[i] != 1) strides[i] = stride;
-    stride *= shape[i];
-  }
-  // a single column is broadcast; a mask of fewer keys than there are excludes the others
-  p.mask = {true, *dtype, strides[0], strides[1], strides[2], strides[3], shape[3] == 1 ? full[3] : shape[3]};
-}
-
-ScaleGranularity scale_granularity(const char* name, const Tensor& scale, int64_t heads, int64_t channels) {
-  if (!scale.present) return ScaleGranularity::kNone;
-  expect_type(name, scale, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, "float32");
-  const Shape& shape = scale.shape;
-  if (shape.empty() || shape == Shape{1}) return ScaleGranularity::kPerTensor;
-  if (shape == Shape{heads}) return ScaleGranularity::kPerHead;
-  if (channels > 0 && shape == Shape{heads, channels}) return ScaleGranularity::kPerChannel;
-  refuse(name, " has shape ", text(shape), " (supported: [1], [", heads, "]",
-         channels > 0 ? " or " + text({heads, channels}) : "", ")");
+void check(const Status& status) {
+  if (status.ok()) return;
+  const bool invalid = status.code() == StatusCode::kInvalidArgument;
+  const bool unsupported = status.code() == StatusCode::kUnsupported;
+  throw Failure(invalid ? ORT_INVALID_ARGUMENT : unsupported ? ORT_NOT_IMPLEMENTED : ORT_FAIL, status.message());
 }
 
 void parallel_for(void* pool, void (*fn)(void*, size_t), size_t tasks, void* context) {
   static_cast<const Ort::KernelContext*>(pool)->ParallelFor(fn, tasks, 0, context);
 }
 
-class Kernel {
- public:
-  explicit Kernel(const OrtKernelInfo* info)
-      : attributes_(read_attributes(info)),
-        base_(to_problem(attributes_)),
-        name_(Ort::ConstKernelInfo{info}.GetNodeName()) {
-    const auto q_type = Ort::ConstKernelInfo{info}.GetInputTypeInfo(kQ).GetTensorTypeAndShapeInfo().GetElementType();
-    if (q_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 && attributes_.output_dtype == 0)
-      refuse("node '", name_,
-             "': Q is int8 and output_dtype is not set; set it to 1 (float32), 10 (float16) or 16 (bfloat16)");
+// Where the node runs: its threads or its stream.
+Execution execution_of(const Ort::KernelContext& context, Device device) {
+  Execution execution;
+  execution.device = device;
+  if (device == Device::kCuda) {
+    execution.stream = context.GetGPUComputeStream();
+    return execution;
   }
-
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
-    return guarded([&] {
-      try {
-        compute(Ort::KernelContext(context));
-      } catch (const Refusal& refusal) {
-        refuse("node '", name_, "': ", refusal.what());
-      }
-    });
-  }
-
- private:
-  void compute(const Ort::KernelContext& context) const;
-  AttentionProblem problem(const std::array<Tensor, kNumInputs>& in) const;
-
-  const Attributes attributes_;
-  const AttentionProblem base_;
-  const std::string name_;
-};
-
-AttentionProblem Kernel::problem(const std::array<Tensor, kNumInputs>& in) const {
-  AttentionProblem p = base_;
-  const HeadsView q = heads_view("Q", in[kQ].shape, attributes_.q_num_heads, "q_num_heads");
-  const HeadsView k = heads_view("K", in[kK].shape, attributes_.kv_num_heads, "kv_num_heads");
-  const HeadsView v = heads_view("V", in[kV].shape, attributes_.kv_num_heads, "kv_num_heads");
-  if (k.batch != q.batch || v.batch != q.batch || k.heads != v.heads || k.tokens != v.tokens ||
-      k.channels != q.channels)
-    refuse("Q ", text(in[kQ].shape), ", K ", text(in[kK].shape), " and V ", text(in[kV].shape),
-           " do not fit together: batch must agree in all, heads and tokens in K and V, head_dim in Q and K");
-  p.batch = q.batch;
-  p.num_heads = q.heads;
-  p.kv_num_heads = k.heads;
-  p.seqlen_q = q.tokens;
-  p.seqlen_new = k.tokens;
-  p.head_dim = q.channels;
-  p.head_dim_v = v.channels;
-  p.q_strides = q.strides;
-  p.k_strides = k.strides;
-  p.v_strides = v.strides;
-
-  const auto dtype = data_type(in[kQ].type);
-  if (!dtype || *dtype == DataType::kBool)
-    refuse("Q has element type ", in[kQ].type, " (supported: float32, float16, bfloat16, int8)");
-  p.dtype = *dtype;
-  for (Input other : {kK, kV, kPastKey, kPastValue})
-    if (in[other].present && in[other].type != in[kQ].type)
-      refuse(kInputNames[other], " has element type ", in[other].type, ", Q has ", in[kQ].type, "; they must agree");
-  const auto output = data_type(
-      attributes_.output_dtype != 0 ? static_cast<ONNXTensorElementDataType>(attributes_.output_dtype) : in[kQ].type);
-  if (!output) refuse("output_dtype=", attributes_.output_dtype, " (supported: 1 float32, 10 float16, 16 bfloat16)");
-  p.output_dtype = *output;
-
-  if (in[kPastKey].present != in[kPastValue].present) refuse("past_key and past_value must be given together");
-  if (in[kPastKey].present) {
-    if (in[kPastKey].shape.size() != 4)
-      refuse("past_key has shape ", text(in[kPastKey].shape), " (supported: [batch, kv_heads, past, head_dim])");
-    p.seqlen_past = in[kPastKey].shape[2];
-    expect_shape("past_key", in[kPastKey].shape, {p.batch, p.kv_num_heads, p.seqlen_past, p.head_dim});
-    expect_shape("past_value", in[kPastValue].shape, {p.batch, p.kv_num_heads, p.seqlen_past, p.head_dim_v});
-  }
-  if (in[kNonpad].present) {
-    expect_type("nonpad_kv_seqlen", in[kNonpad], ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, "int64");
-    expect_shape("nonpad_kv_seqlen", in[kNonpad].shape, {p.batch});
-    p.has_nonpad_kv_seqlen = true;
-  }
-  describe_mask(in[kMask], p);
-  p.q_scale = scale_granularity("q_scale", in[kQScale], p.num_heads, 0);
-  p.k_scale = scale_granularity("k_scale", in[kKScale], p.kv_num_heads, 0);
-  p.v_scale = scale_granularity("v_scale", in[kVScale], p.kv_num_heads, p.head_dim_v);
-  return p;
+  execution.parallel_for = parallel_for;
+  execution.pool = const_cast<Ort::KernelContext*>(&context);
+  execution.num_threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
+  return execution;
 }
 
-// Scratch memory from ONNX Runtime's CPU arena.
+// ONNX Runtime's allocator of the device that the node runs on.
+class Allocator {
+ public:
+  explicit Allocator(const OrtKernelInfo* info) {
+    Ort::ThrowOnError(Ort::GetApi().KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
+  }
+  ~Allocator() { Ort::GetApi().ReleaseAllocator(allocator_); }
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+  OrtAllocator* operator->() const { return allocator_; }
+  OrtAllocator* get() const { return allocator_; }
+
+ private:
+  OrtAllocator* allocator_ = nullptr;
+};
+
+// Scratch memory of one run.
+//
+// Hazards: on CUDA it is given back while the kernels that use it are still queued. The arena may then hand it to a
+// later node of the same stream, which is in order, but never to another stream: GetScratchBuffer ties it to this one,
+// a plain Alloc would not. GetScratchBuffer crashes without a stream, and the CPU has none. Where the GPU is out of
+// memory it ends the process (it is noexcept, and ONNX Runtime's arena throws); API 18 has no call that is safe in both
+// respects.
 class Workspace {
  public:
-  Workspace(const Ort::KernelContext& context, size_t bytes)
-      : allocator_(cpu_allocator(context)), memory_(allocator_->Alloc(allocator_, bytes + kWorkspaceAlignment)) {
-    if (memory_ == nullptr) {
-      Ort::GetApi().ReleaseAllocator(allocator_);
-      throw std::bad_alloc();
-    }
+  Workspace(const Allocator& allocator, const OrtKernelContext* context, const Execution& execution, size_t bytes)
+      : allocator_(allocator), alignment_(execution.device == Device::kCuda ? 256 : 64) {
+    bytes += alignment_;
+    if (execution.stream != nullptr)
+      Ort::ThrowOnError(
+          Ort::GetApi().KernelContext_GetScratchBuffer(context, allocator->Info(allocator.get()), bytes, &memory_));
+    else
+      memory_ = allocator->Alloc(allocator.get(), bytes);
+    if (memory_ == nullptr)
+      throw Failure(ORT_FAIL, "no memory for a workspace of " + std::to_string(bytes) + " bytes; use a smaller batch");
   }
-  ~Workspace() {
-    allocator_->Free(allocator_, memory_);
-    Ort::GetApi().ReleaseAllocator(allocator_);
-  }
+  ~Workspace() { allocator_->Free(allocator_.get(), memory_); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
   void* data() const {
     const auto address = reinterpret_cast<uintptr_t>(memory_);
-    return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment);
+    return reinterpret_cast<void*>((address + alignment_ - 1) / alignment_ * alignment_);
   }
 
  private:
-  static OrtAllocator* cpu_allocator(const Ort::KernelContext& context) {
-    const Ort::MemoryInfo memory("Cpu", OrtDeviceAllocator, 0, OrtMemTypeDefault);
-    return context.GetAllocator(*static_cast<const OrtMemoryInfo*>(memory));
-  }
-
-  OrtAllocator* allocator_;
-  void* memory_;
+  const Allocator& allocator_;
+  const size_t alignment_;
+  void* memory_ = nullptr;
 };
 
-void check(const Status& status) {
-  if (!status.ok()) throw Refusal(status.message());
-}
-
-void Kernel::compute(const Ort::KernelContext& context) const {
-  std::array<Tensor, kNumInputs> in;
-  for (size_t i = 0; i < kNumInputs; ++i) in[i] = input(context, i);
-  AttentionProblem p = problem(in);
-  Shape y_shape = {p.batch, p.num_heads, p.seqlen_q, p.head_dim_v};
-  p.y_strides = {p.num_heads * p.seqlen_q * p.head_dim_v, p.seqlen_q * p.head_dim_v, p.head_dim_v};
-  if (in[kQ].shape.size() == 3) {
-    y_shape = {p.batch, p.seqlen_q, p.num_heads * p.head_dim_v};
-    p.y_strides = {p.seqlen_q * p.num_heads * p.head_dim_v, p.head_dim_v, p.num_heads * p.head_dim_v};
+// One node of a session.
+class Kernel {
+ public:
+  Kernel(const OrtKernelInfo* info, std::string name, Device device)
+      : name_(std::move(name)), attributes_(read_attributes(info)), allocator_(info), device_(device) {
+    const auto q_type = Ort::ConstKernelInfo{info}.GetInputTypeInfo(kQ).GetTensorTypeAndShapeInfo().GetElementType();
+    (void)problem_of(attributes_);  // what is wrong with the attributes is said when the session is made
+    (void)output_type(attributes_, static_cast<ElementType>(q_type));
   }
-  Execution execution;
-  execution.parallel_for = parallel_for;
-  execution.pool = const_cast<Ort::KernelContext*>(&context);
-  execution.num_threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
+    return guarded(name_, [&] { compute(context); });
+  }
+
+ private:
+  void compute(OrtKernelContext* raw_context) const;
+
+  const std::string name_;
+  const Attributes attributes_;
+  const Allocator allocator_;
+  const Device device_;
+};
+
+void Kernel::compute(OrtKernelContext* raw_context) const {
+  const Ort::KernelContext context(raw_context);
+  const RunInputs in = read_inputs(context);
+  const AttentionProblem p = problem_of(attributes_, in.described);
+  const Execution execution = execution_of(context, device_);
   size_t bytes = 0;
   check(workspace_bytes(p, execution, &bytes));  // before any output exists: a refusal leaves nothing behind
 
@@ -328,43 +159,52 @@ void Kernel::compute(const Ort::KernelContext& context) const {
     return value ? value.GetTensorMutableRawData() : nullptr;
   };
   AttentionTensors t;
-  t.q = in[kQ].data;
-  t.k = in[kK].data;
-  t.v = in[kV].data;
-  t.past_key = in[kPastKey].data;
-  t.past_value = in[kPastValue].data;
-  t.mask = in[kMask].data;
-  t.nonpad_kv_seqlen = static_cast<const int64_t*>(in[kNonpad].data);
-  t.q_scale = static_cast<const float*>(in[kQScale].data);
-  t.k_scale = static_cast<const float*>(in[kKScale].data);
-  t.v_scale = static_cast<const float*>(in[kVScale].data);
-  t.y = output(kY, y_shape);
+  t.q = in.data[kQ];
+  t.k = in.data[kK];
+  t.v = in.data[kV];
+  t.past_key = in.data[kPastKey];
+  t.past_value = in.data[kPastValue];
+  t.mask = in.data[kMask];
+  t.nonpad_kv_seqlen = static_cast<const int64_t*>(in.data[kNonpad]);
+  t.q_scale = static_cast<const float*>(in.data[kQScale]);
+  t.k_scale = static_cast<const float*>(in.data[kKScale]);
+  t.v_scale = static_cast<const float*>(in.data[kVScale]);
+  t.y = output(kY, in.described[kQ].shape.size() == 3 ? Shape{p.batch, p.seqlen_q, p.num_heads * p.head_dim_v}
+                                                      : Shape{p.batch, p.num_heads, p.seqlen_q, p.head_dim_v});
   t.present_key = output(kPresentKey, {p.batch, p.kv_num_heads, p.seqlen_kv(), p.head_dim});
   t.present_value = output(kPresentValue, {p.batch, p.kv_num_heads, p.seqlen_kv(), p.head_dim_v});
   t.lse = static_cast<float*>(output(kLse, {p.batch, p.num_heads, p.seqlen_q}));
 
-  const Workspace workspace(context, bytes);
+  const Workspace workspace(allocator_, raw_context, execution, bytes);
   t.workspace = workspace.data();
   check(run(p, t, execution));
 }
 
 // One overload of the op. ONNX Runtime 1.18 wants the types of required outputs declared, so there is one for each pair
-// of Q's and Y's type; what else goes with Q, the kernel checks itself, to say it in its own words.
+// of Q's and Y's type, on each device; what else goes with Q, the kernel checks itself, to say it in its own words.
 struct Op : Ort::CustomOpBase<Op, Kernel, true> {
-  Op(ONNXTensorElementDataType q_type, ONNXTensorElementDataType y_type, bool has_shapes)
-      : q_type_(q_type), y_type_(y_type) {
+  Op(Device device, ONNXTensorElementDataType q_type, ONNXTensorElementDataType y_type, bool has_shapes)
+      : device_(device), q_type_(q_type), y_type_(y_type) {
     version = kApiVersion;
     if (!has_shapes) return;
     InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatusPtr {
-      return guarded([&] { infer_shapes(context); });
+      return guarded("", [&] { infer_shapes(context); });
     };
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return guarded([&] { *kernel = new Kernel(info); });
+    std::string name;
+    return guarded(name, [&] {
+      name = Ort::ConstKernelInfo{info}.GetNodeName();
+      *kernel = new Kernel(info, name, device_);
+    });
   }
   const char* GetName() const { return "IntFlashAttention"; }
-  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
+  const char* GetExecutionProviderType() const {
+    return device_ == Device::kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+  }
+  // Small inputs too (nonpad_kv_seqlen, scales) are read by the kernels, not by the launcher: they lie on the device.
+  OrtMemType GetInputMemoryType(size_t) const { return OrtMemTypeDefault; }
   size_t GetInputTypeCount() const { return kNumInputs; }
   size_t GetOutputTypeCount() const { return kNumOutputs; }
   ONNXTensorElementDataType GetInputType(size_t index) const {
@@ -381,6 +221,7 @@ struct Op : Ort::CustomOpBase<Op, Kernel, true> {
   }
 
  private:
+  Device device_;
   ONNXTensorElementDataType q_type_, y_type_;
 };
 
@@ -392,6 +233,13 @@ bool can_infer_shapes(const char* version) {
   return major > 1 || minor >= 24;
 }
 
+constexpr Device kDevices[] = {
+    Device::kCpu,
+#ifdef INTFA_HAVE_CUDA
+    Device::kCuda,
+#endif
+};
+
 const Ort::CustomOpDomain& domain(const char* version) {
   constexpr ONNXTensorElementDataType kFloats[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
@@ -400,11 +248,12 @@ const Ort::CustomOpDomain& domain(const char* version) {
   static const Ort::CustomOpDomain instance = [&] {
     Ort::CustomOpDomain d{"intfa"};
     const bool infer_shapes = can_infer_shapes(version);
-    for (auto q_type : {kFloats[0], kFloats[1], kFloats[2], ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8})
-      for (auto y_type : kFloats) {
-        const bool is_default = y_type == (q_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 ? kFloats[0] : q_type);
-        if (is_default || infer_shapes) d.Add(&ops.emplace_back(q_type, y_type, infer_shapes));
-      }
+    for (Device device : kDevices)
+      for (auto q_type : {kFloats[0], kFloats[1], kFloats[2], ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8})
+        for (auto y_type : kFloats) {
+          const bool is_default = y_type == (q_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 ? kFloats[0] : q_type);
+          if (is_default || infer_shapes) d.Add(&ops.emplace_back(device, q_type, y_type, infer_shapes));
+        }
     return d;
   }();
   return instance;
@@ -433,5 +282,5 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
   }
   Ort::InitApi(api);
-  return intfa::ort::guarded([&] { intfa::ort::add_to(options, base->GetVersionString()); });
+  return intfa::ort::guarded("", [&] { intfa::ort::add_to(options, base->GetVersionString()); });
 }

@@ -1,0 +1,68 @@
+"""The ONNX Runtime adapter on fake backends: what it asks of the runtime for CUDA; CPU sessions do not notice it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cases import CASES, AttentionCase, typed_inputs
+from test_ort_op import RUN_IN_OLDEST, attributes_of, make_model, oldest_python, ort, run  # noqa: F401
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "test_adapter"
+# CMake looks for ninja in PATH, where this environment's scripts need not be.
+ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """Folder with the contract program, and with the adapter as a library that has CUDA and computes nothing."""
+    cmake = shutil.which("cmake", path=ENVIRONMENT["PATH"])
+    if cmake is None or shutil.which("ninja", path=ENVIRONMENT["PATH"]) is None:
+        pytest.skip("cmake and ninja are needed")
+    options = ["-G", "Ninja", "-DINTFA_CUDA=OFF", "-DINTFA_BUILD_TESTS=ON"]
+    targets = ["--target", "ort_adapter_contract", "ort_adapter_on_fakes"]
+    for command in (["-S", str(ROOT), "-B", str(BUILD), *options], ["--build", str(BUILD), *targets]):
+        answer = subprocess.run([cmake, *command], env=ENVIRONMENT, capture_output=True, text=True)
+        assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
+    return BUILD / "tests/native"
+
+
+def test_contract_under_sanitizers(built: Path) -> None:
+    """Stream, allocator, memory types, every refusal; nothing leaks."""
+    answer = subprocess.run([built / "ort_adapter_contract"], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    assert re.fullmatch(r"\d{3,} checks\n", answer.stdout)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_cpu_session_takes_the_cpu_kernel(case: AttentionCase, built: Path) -> None:
+    """The fake backends fill Y's bytes with 1 on the CPU and 2 on CUDA."""
+    inputs = typed_inputs(case)
+    model = make_model(inputs, attributes_of(case), ("Y",))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.register_custom_ops_library(str(built / "libort_adapter_on_fakes.so"))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert set(run(session, inputs)["Y"].view(np.uint8).ravel()) <= {1}
+
+
+def test_the_oldest_onnxruntime_takes_it_too(built: Path, oldest_python: str, tmp_path: Path) -> None:  # noqa: F811
+    inputs = typed_inputs(CASES[0])
+    model = make_model(inputs, attributes_of(CASES[0]), ("Y",))
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "model.onnx")
+    expected = np.frombuffer(b"\1" * inputs["Q"].nbytes, np.float32).reshape(inputs["Q"].shape)
+    np.savez(tmp_path / "data.npz", **inputs, expected_Y=expected)
+    command = [oldest_python, "-c", RUN_IN_OLDEST, str(built / "libort_adapter_on_fakes.so")]
+    answer = subprocess.run(
+        [*command, str(tmp_path / "model.onnx"), str(tmp_path / "data.npz")], capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
