@@ -13,6 +13,7 @@ class Creator : public nvinfer1::IPluginCreatorV3One {
  public:
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase) noexcept override {
+    restore_registration();
     const std::string layer = name != nullptr ? name : "";
     try {
       return new Plugin(layer, fields != nullptr ? read_fields(*fields) : node::Attributes{});
@@ -30,9 +31,6 @@ class Creator : public nvinfer1::IPluginCreatorV3One {
 
 }  // namespace
 
-nvinfer1::IPluginCreatorV3One& creator() {
-  static auto& instance = *new Creator;
-  return instance;
-}
+nvinfer1::IPluginCreatorV3One* new_creator() { return new Creator; }
 
 }  // namespace intfa::trt

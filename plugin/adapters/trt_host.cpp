@@ -2,12 +2,14 @@
 //
 // There are two ways to load a plugin library, and both are used:
 //   dlopen alone          trtexec --staticPlugins, polygraphy --plugins, ONNX Runtime's trt_extra_plugin_lib_paths.
-//                         The creator has to register itself, from a constructor of the library.
+//                         A creator has to register itself, from a constructor of the library.
 //   dlopen, getCreators   trtexec --dynamicPlugins and --setPluginsToSerialize, registry.load_library. TensorRT
 //   registers
-//                         what getCreators returns.
-// The second includes the first, and a registry that is given the same creator twice crashes when it is torn down. So
-// the constructor registers, and getCreators takes that back before it hands the creator over.
+//                         what getCreators returns, and gives up if the registry has a creator of that name already.
+// The second includes the first. So the constructor registers, and getCreators takes that back before it hands over.
+// The registry that asks may be a builder's or runtime's own, though, which takes what it has with it when it goes.
+// Hence a second creator for getCreators, and when one of the two is used, the first is put back if the process lacks
+// both.
 //
 // The registry and the logger are called by the place of their functions in the virtual table, which is not the same in
 // TensorRT 10 and 11. A version that is not known is left alone: then only getCreators works, and messages go to
@@ -16,6 +18,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 
@@ -24,14 +27,14 @@
 namespace intfa::trt {
 namespace {
 
-// Places in virtual tables. Source: NVIDIA's headers of 10.0 to 11.1, and 10.16 and 11.4 at run time.
+// Places in virtual tables. Source: NVIDIA's headers of 10.0 to 11.1; 10.16, 11.4 and RTX 1.7 at run time.
 struct Layout {
-  int register_creator, get_creator, deregister_creator;  // IPluginRegistry
-  int log;                                                // ILogger
-  int find_logger;                                        // ILoggerFinder
+  int register_creator, all_creators, deregister_creator;  // IPluginRegistry
+  int log;                                                 // ILogger
+  int find_logger;                                         // ILoggerFinder
 };
-constexpr Layout kLayout10 = {12, 14, 15, 0, 0};
-constexpr Layout kLayout11 = {8, 10, 11, 4, 4};
+constexpr Layout kLayout10 = {12, 13, 15, 0, 0};
+constexpr Layout kLayout11 = {8, 9, 11, 4, 4};
 
 template <typename Function>
 Function method(void* object, int place) {
@@ -52,9 +55,14 @@ struct Library {
 Library library_of(void* handle) {
   Library library{handle, nullptr};
   if (library.symbol<void* (*)()>("getPluginRegistry") == nullptr) return library;
-  const auto major = library.symbol<int32_t (*)()>("getInferLibMajorVersion");
-  const int32_t version = major != nullptr ? major() : 0;
-  library.layout = version == 10 ? &kLayout10 : version == 11 ? &kLayout11 : nullptr;
+  const auto number = [&](const char* name) {
+    const auto function = library.symbol<int32_t (*)()>(name);
+    return function != nullptr ? function() : 0;
+  };
+  const int32_t major = number("getInferLibMajorVersion");
+  // TensorRT for RTX is at 1; its parser and registry know plugins, though its engines do not.
+  const bool is_rtx = major == 1 && number("getInferLibMinorVersion") >= 7;
+  library.layout = major == 10 ? &kLayout10 : major == 11 || is_rtx ? &kLayout11 : nullptr;
   return library;
 }
 
@@ -69,7 +77,7 @@ Library library_of_object(void* object) {
 Library loaded_library() {
   if (const Library library = library_of(RTLD_DEFAULT); library.layout != nullptr) return library;
   for (const char* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer_lean.so.11", "libnvinfer_lean.so.10",
-                           "libnvinfer_dispatch.so.11", "libnvinfer_dispatch.so.10"}) {
+                           "libnvinfer_dispatch.so.11", "libnvinfer_dispatch.so.10", "libtensorrt_rtx.so.1"}) {
     void* handle = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
     if (handle == nullptr) continue;
     if (const Library library = library_of(handle); library.layout != nullptr) return library;
@@ -96,16 +104,24 @@ Library opened_library() {
   return {};
 }
 
-// The registration that the constructor made.
+nvinfer1::IPluginCreatorInterface& own_creator() {
+  static auto& instance = *new_creator();
+  return instance;
+}
+
+nvinfer1::IPluginCreatorInterface& library_creator() {
+  static auto& instance = *new_creator();
+  return instance;
+}
+
+// The process-wide registration that the constructor made.
 class Registration {
  public:
   void make() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     library_ = loaded_library();
     if (library_.layout == nullptr) library_ = opened_library();
-    if (library_.layout == nullptr) return;
-    const auto add = method<bool (*)(void*, nvinfer1::IPluginCreatorInterface&, const char*)>(
-        registry(), library_.layout->register_creator);
-    active_ = add(registry(), creator(), kNamespace);
+    if (library_.layout != nullptr) add();
   }
 
   void take_back() {
@@ -113,15 +129,34 @@ class Registration {
     if (!active_) return;
     const auto remove = method<bool (*)(void*, const nvinfer1::IPluginCreatorInterface&)>(
         registry(), library_.layout->deregister_creator);
-    remove(registry(), creator());
+    remove(registry(), own_creator());
     active_ = false;
+    handed_over_ = true;
+  }
+
+  void restore() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!handed_over_) return;
+    handed_over_ = false;
+    int32_t count = 0;
+    const auto all = method<nvinfer1::IPluginCreatorInterface* const* (*)(void*, int32_t*)>(
+        registry(), library_.layout->all_creators);
+    nvinfer1::IPluginCreatorInterface* const* creators = all(registry(), &count);
+    if (std::find(creators, creators + count, &library_creator()) == creators + count) add();
   }
 
  private:
   void* registry() const { return library_.symbol<void* (*)()>("getPluginRegistry")(); }
 
+  void add() {
+    const auto add = method<bool (*)(void*, nvinfer1::IPluginCreatorInterface&, const char*)>(
+        registry(), library_.layout->register_creator);
+    active_ = add(registry(), own_creator(), kNamespace);
+  }
+
   Library library_;
   bool active_ = false;
+  bool handed_over_ = false;
   std::mutex mutex_;
 };
 
@@ -162,6 +197,8 @@ __attribute__((constructor)) void register_on_load() {
 
 }  // namespace
 
+void restore_registration() noexcept { registration().restore(); }
+
 void log(Severity severity, const std::string& message) noexcept {
   try {
     const Logger logger = find_logger();
@@ -181,7 +218,7 @@ void log(Severity severity, const std::string& message) noexcept {
 INTFA_EXPORT void setLoggerFinder(void* finder) { intfa::trt::logger_finder = finder; }
 
 INTFA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&intfa::trt::creator()};
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&intfa::trt::library_creator()};
   intfa::trt::registration().take_back();
   count = 1;
   return creators;

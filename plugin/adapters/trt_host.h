@@ -13,7 +13,10 @@ enum class Severity : int32_t { kInternalError, kError, kWarning, kInfo, kVerbos
 // Writes one line to TensorRT's log, or to stderr where no log can be found.
 void log(Severity severity, const std::string& message) noexcept;
 
-// The creator of the plugin; lives as long as the process.
-nvinfer1::IPluginCreatorV3One& creator();
+// Defined in trt_creator.cpp.
+nvinfer1::IPluginCreatorV3One* new_creator();
+
+// A creator is in use: make sure that the process-wide registry has one; see trt_host.cpp.
+void restore_registration() noexcept;
 
 }  // namespace intfa::trt
