@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 import intfa_onnx
 from intfa_onnx.bench.cli import app as bench_app
-from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.errors import IntfaError, ModelError
 from intfa_onnx.native import Host
 from intfa_onnx.op_schema import DOMAIN
 
@@ -206,9 +206,9 @@ def compare(
     """
     from intfa_onnx import compare as comparing
     from intfa_onnx import model_io
-    from intfa_onnx.inputs import load_inputs, random_inputs
+    from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
-    sizes = _parse_shapes(shapes or [])
+    sizes = parse_shapes(shapes or [])
     feed = load_inputs(inputs) if inputs else random_inputs(model_io.load(model_a), sizes, seed)
     with _working(f"comparing {model_a} with {model_b}", as_json):
         result = comparing.compare(
@@ -230,17 +230,6 @@ def compare(
             table.add_row(o.name, "x".join(map(str, o.shape)), *numbers, verdict)
         out.print(table)
     raise typer.Exit(0 if result.passed else 1)
-
-
-def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.rpartition(":")
-        try:
-            shapes[name] = tuple(int(d) for d in dims.split("x"))
-        except ValueError:
-            raise UnsupportedError(f"--shapes {text!r} is not NAME:DIMS, as in input_ids:8x128") from None
-    return shapes
 
 
 @app.command()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.errors import ModelError
+from intfa_onnx.errors import ModelError, UnsupportedError
 
 # Sizes of dynamic dimensions that the caller does not give: the first axis is taken for the batch.
 DEFAULT_BATCH, DEFAULT_LENGTH = 2, 32
@@ -61,6 +61,18 @@ def load_inputs(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"'{os.fspath(path)}' is not an .npz archive of inputs ({error})") from error
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read sizes as the command line gives them: ``NAME:DIMS``, e.g. ``input_ids:8x128``."""
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        try:
+            shapes[name] = tuple(int(d) for d in dims.split("x"))
+        except ValueError:
+            raise UnsupportedError(f"--shapes {text!r} is not NAME:DIMS, as in input_ids:8x128") from None
+    return shapes
 
 
 def _dims(value: ir.Value) -> list[int | str]:
