@@ -31,6 +31,17 @@ inline Status check(cudaError_t error, const char* call) {
                                           ", and this build has code for " INTFA_CUDA_ARCHITECTURES
                                           ". Build with -DINTFA_CUDA_ARCHITECTURES including it."};
   }
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
+    int driver = 0;
+    (void)cudaDriverGetVersion(&driver);  // 0 without a driver
+    const auto version = [](int number) {
+      return std::to_string(number / 1000) + "." + std::to_string(number % 100 / 10);
+    };
+    return {StatusCode::kUnsupported,
+            (driver == 0 ? std::string("No NVIDIA driver is found") : "The NVIDIA driver has CUDA " + version(driver)) +
+                ", and this build needs CUDA " + version(CUDART_VERSION) +
+                ". Install or update the driver, or run this model on the CPU."};
+  }
   return {StatusCode::kRuntimeError,
           std::string(call) + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")"};
 }
