@@ -34,7 +34,7 @@ err = Console(stderr=True)
 
 Precision = Literal["int8", "int8_qk"]
 Scheme = Literal["tile", "paper"]
-Runner = Literal["ort", "reference"]
+Runner = Literal["ort-cpu", "ort-cuda", "trt", "reference"]
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model; external data stays where it is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
@@ -190,8 +190,8 @@ def compare(
         list[str] | None, typer.Option(metavar="NAME:DIMS", help="Size of a dynamic input, e.g. input_ids:8x128.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inputs that are made up.")] = 0,
-    runner_a: Annotated[Runner, typer.Option(help="What runs A.")] = "ort",
-    runner_b: Annotated[Runner, typer.Option(help="What runs B; reference is pure Python.")] = "ort",
+    runner_a: Annotated[Runner, typer.Option(help="What runs A.")] = "ort-cpu",
+    runner_b: Annotated[Runner, typer.Option(help="What runs B; reference is pure Python.")] = "ort-cpu",
     min_cosine: Annotated[float, typer.Option(help="Least cosine similarity of each output.")] = 0.999,
     max_rel_l2: Annotated[float | None, typer.Option(help="Greatest relative L2 error of each output.")] = None,
     as_json: Json = False,

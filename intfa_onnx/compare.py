@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 from intfa_onnx.session import explain
 
-RUNNERS = ("ort", "reference")
+if TYPE_CHECKING:
+    from polygraphy.backend.base import BaseRunner
+
+RUNNERS = ("ort-cpu", "ort-cuda", "trt", "reference")
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def compare(
     model_b: str | os.PathLike[str],
     feed: Mapping[str, np.ndarray],
     *,
-    runner_a: str = "ort",
-    runner_b: str = "ort",
+    runner_a: str = "ort-cpu",
+    runner_b: str = "ort-cpu",
     min_cosine: float = 0.999,
     max_rel_l2: float | None = None,
 ) -> Comparison:
@@ -74,7 +77,7 @@ def compare(
         model_a: path of the baseline.
         model_b: path of the candidate; its outputs have the baseline's names.
         feed: one array per input.
-        runner_a: ``ort`` or ``reference``.
+        runner_a: one of ``RUNNERS``. On ``ort-cuda`` every ``IntFlashAttention`` has to run on CUDA.
         runner_b: as ``runner_a``.
         min_cosine: least cosine similarity of an output that passes.
         max_rel_l2: greatest relative L2 error that passes; None does not check it.
@@ -139,12 +142,19 @@ def compare(
 def _run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     from polygraphy.logger import G_LOGGER
 
-    from intfa_onnx.runner import OrtRunner, ReferenceRunner
+    from intfa_onnx.runner import OrtRunner, ReferenceRunner, tensorrt_runner
+    from intfa_onnx.session import CPU, CUDA
 
-    kinds = dict(zip(RUNNERS, (OrtRunner, ReferenceRunner), strict=True))
+    makers: tuple[Callable[[], BaseRunner], ...] = (
+        lambda: OrtRunner(model),
+        lambda: OrtRunner(model, providers=(CUDA, CPU)),
+        lambda: tensorrt_runner(model, {name: array.shape for name, array in feed.items()}),
+        lambda: ReferenceRunner(model),
+    )
+    make = dict(zip(RUNNERS, makers, strict=True))[runner]
     try:
         # Polygraphy logs each failure, then raises it: the exception alone is enough.
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), kinds[runner](model) as active:
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), make() as active:
             outputs = active.infer(dict(feed))
     except IntfaError:
         raise

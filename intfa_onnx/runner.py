@@ -1,10 +1,10 @@
-"""Polygraphy runners that know ``IntFlashAttention``: ONNX Runtime with our library, and pure Python."""
+"""Polygraphy runners that know ``IntFlashAttention``: ONNX Runtime, TensorRT, and pure Python."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
+from intfa_onnx import native
+from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.reference_op import IntFlashAttention
-from intfa_onnx.session import open_session
+from intfa_onnx.session import CPU, open_session
 
 
 class OrtRunner(OnnxrtRunner):
@@ -25,13 +27,48 @@ class OrtRunner(OnnxrtRunner):
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | bytes,
         name: str | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
         threads: int = 0,
     ) -> None:
         """Remember the arguments of :func:`intfa_onnx.session.open_session`; the session opens on activation."""
         super().__init__(lambda: open_session(model, providers=providers, threads=threads), name=name)
+
+
+def tensorrt_runner(
+    model: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]], name: str | None = None
+) -> BaseRunner:
+    """Return a runner that builds an engine for one set of input shapes, of the model's own types, with our plugin.
+
+    Args:
+        model: path of an ONNX model.
+        shapes: of every input, by name.
+        name: of the runner, in reports.
+    Raises:
+        UnsupportedError: TensorRT cannot be imported, or the plugin library is not built.
+    """
+    try:
+        import tensorrt  # noqa: F401  # before the plugin, whose constructor looks for it
+    except ImportError as error:
+        raise UnsupportedError(
+            f"TensorRT cannot be imported ({error}). Install it: pip install 'intfa-onnx[trt]'"
+        ) from error
+    from polygraphy.backend.trt import (
+        CreateConfig,
+        EngineFromNetwork,
+        LoadPlugins,
+        NetworkFromOnnxPath,
+        Profile,
+        TrtRunner,
+    )
+
+    profile = Profile()
+    for input_name, shape in shapes.items():
+        profile.add(input_name, min=tuple(shape), opt=tuple(shape), max=tuple(shape))
+    plugin = str(native.get_library_path("trt"))
+    network = LoadPlugins([plugin], NetworkFromOnnxPath(os.fspath(model), strongly_typed=True))
+    return TrtRunner(EngineFromNetwork(network, CreateConfig(profiles=[profile])), name=name)
 
 
 class GatherElements(OpRun):

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from intfa_onnx import native
-from intfa_onnx.errors import ModelError
+from intfa_onnx.errors import ModelError, UnsupportedError
 from intfa_onnx.op_schema import DOMAIN, OP_TYPE
 
 if TYPE_CHECKING:
     import onnxruntime
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 
 # What ONNX Runtime says -> what it means and what helps. The first text found in the error wins.
 _EXPLANATIONS = (
@@ -40,33 +43,87 @@ def explain(message: str) -> str:
 def open_session(
     model: str | os.PathLike[str] | bytes,
     *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = (CPU,),
     threads: int = 0,
     register_library: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX Runtime session that knows ``IntFlashAttention``.
+    """Open an ONNX Runtime session that knows ``IntFlashAttention``, and runs it where that is wanted.
+
+    ONNX Runtime quietly falls back to the CPU where a provider or a kernel is missing; this function does not.
 
     Args:
         model: path of a model, or a serialized model.
-        providers: ONNX Runtime execution providers, in order of preference.
+        providers: ONNX Runtime execution providers, in order of preference; the first has to take every
+            ``IntFlashAttention``.
         threads: threads within one operator; 0 lets ONNX Runtime choose.
         register_library: without it, a rewritten model runs only if it was made ``portable``.
     Raises:
-        UnsupportedError: ONNX Runtime is missing or too old, or the native library is missing.
+        UnsupportedError: ONNX Runtime is missing or too old, the native library is missing, or the first provider is
+            missing, does not start or does not get the operator.
         ModelError: ONNX Runtime refuses the model; carries its reason in one line.
     """
     native.check_ort_version()
     import onnxruntime
 
+    wanted = providers[0]
+    if wanted not in onnxruntime.get_available_providers():
+        raise UnsupportedError(
+            f"onnxruntime {onnxruntime.__version__} has no {wanted} (it has "
+            f"{', '.join(onnxruntime.get_available_providers())}). For CUDA install onnxruntime-gpu in its place: "
+            "pip uninstall onnxruntime; pip install 'intfa-onnx[ort-gpu]'"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors reach the caller as exceptions; warnings would litter stderr
     options.intra_op_num_threads = threads
     if register_library:
         native.register(options)
+    if wanted != CPU:
+        options.add_session_config_entry(_RECORD_PLACEMENT, "1")
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             os.fspath(model) if not isinstance(model, bytes) else model, options, providers=list(providers)
         )
     except Exception as error:  # onnxruntime raises a dozen pybind classes with no common base of their own
         name = "the model" if isinstance(model, bytes) else f"'{os.fspath(model)}'"
         raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {explain(str(error))}") from error
+    if wanted != CPU:
+        check_placement(session, wanted)
+    return session
+
+
+def check_placement(session: onnxruntime.InferenceSession, provider: str) -> None:
+    """Check that every ``IntFlashAttention`` of a session runs on one provider.
+
+    Args:
+        session: made with the config entry ``session.record_ep_graph_assignment_info=1``; :func:`open_session` sets it
+            for every provider but the CPU.
+        provider: e.g. ``CUDAExecutionProvider``.
+    Raises:
+        UnsupportedError: the provider did not start, a node runs elsewhere (the first is named), or ONNX Runtime does
+            not say where nodes run.
+    """
+    if provider not in session.get_providers():
+        raise UnsupportedError(
+            f"{provider} did not start, and onnxruntime fell back to {', '.join(session.get_providers())}: its "
+            "libraries or the NVIDIA driver are missing. `intfa-onnx doctor` shows the driver"
+        )
+    try:
+        subgraphs = session.get_provider_graph_assignment_info()
+    except Exception as error:  # onnxruntime's own classes, or AttributeError before 1.24
+        raise UnsupportedError(
+            f"this onnxruntime session does not say where nodes run ({error}); "
+            f"that needs onnxruntime 1.24 or newer and the config entry {_RECORD_PLACEMENT}=1"
+        ) from error
+    ours = [
+        (node.name, subgraph.ep_name)
+        for subgraph in subgraphs
+        for node in subgraph.get_nodes()
+        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)
+    ]
+    elsewhere = [(name, found) for name, found in ours if found != provider]
+    if elsewhere:
+        name, found = elsewhere[0]
+        raise UnsupportedError(
+            f"{len(elsewhere)} of {len(ours)} {OP_TYPE} nodes do not run on {provider}: '{name}' is on {found}. "
+            "A library built without CUDA has no kernel for it: `intfa-onnx doctor` tells how it was built"
+        )

@@ -28,7 +28,7 @@ def identity(tmp_path: Path) -> Path:
     return save(tmp_path / "a.onnx", "Y = Identity (X)")
 
 
-@pytest.mark.parametrize("runner", ["ort", "reference"])
+@pytest.mark.parametrize("runner", ["ort-cpu", "reference"])
 def test_metrics_are_those_of_numpy(identity: Path, tmp_path: Path, runner: str) -> None:
     other = save(tmp_path / "b.onnx", "Y = Softplus (X)")
     (y,) = compare(identity, other, {"X": X}, runner_a=runner, runner_b=runner).outputs
@@ -74,13 +74,26 @@ def test_outputs_of_different_names(identity: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_feed(identity: Path) -> None:
-    with pytest.raises(ModelError, match=r"a\.onnx' fails on runner ort"):
+    with pytest.raises(ModelError, match=r"a\.onnx' fails on runner ort-cpu"):
         compare(identity, identity, {"X": np.zeros(5, np.float32)})
 
 
 def test_unknown_runner(identity: Path) -> None:
-    with pytest.raises(UnsupportedError, match="'gpu' is unknown; there are ort, reference"):
+    with pytest.raises(UnsupportedError, match="'gpu' is unknown; there are ort-cpu, ort-cuda, trt, reference"):
         compare(identity, identity, {"X": X}, runner_b="gpu")
+
+
+@pytest.mark.parametrize(
+    ("runner", "remedy"),
+    [("ort-cuda", r"has no CUDAExecutionProvider \(it has .*intfa-onnx\[ort-gpu\]"), ("trt", r"intfa-onnx\[trt\]")],
+)
+def test_an_absent_runner_is_refused_with_the_remedy(
+    identity: Path, monkeypatch: pytest.MonkeyPatch, runner: str, remedy: str
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UnsupportedError, match=remedy):
+        compare(identity, identity, {"X": X}, runner_b=runner)
 
 
 def test_without_polygraphy(identity: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from small_models import attention_model, embedding_model
 
-from intfa_onnx.errors import ModelError
-from intfa_onnx.session import open_session
+from intfa_onnx import native
+from intfa_onnx.doctor import probe_model
+from intfa_onnx.errors import ModelError, UnsupportedError
+from intfa_onnx.session import CPU, CUDA, check_placement, open_session
 
 
 def message(model: Path | bytes) -> str:
@@ -51,5 +54,44 @@ def test_newer_than_the_runtime() -> None:
 
 def test_threads_and_providers() -> None:
     session = open_session(attention_model().SerializeToString(), threads=1)
-    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert session.get_providers() == [CPU]
     assert session.get_session_options().intra_op_num_threads == 1
+
+
+def test_a_missing_provider_is_refused() -> None:
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(UnsupportedError, match=r"has no CUDAExecutionProvider \(it has .*CPUExec.*ort-gpu"):
+        open_session(probe_model().SerializeToString(), providers=(CUDA, CPU))
+
+
+def test_a_provider_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu on a machine without a driver: the provider is built in, and the session has only the CPU."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    with (
+        pytest.warns(UserWarning, match="not in available provider"),
+        pytest.raises(UnsupportedError, match="CUDAExecutionProvider did not start, and onnxruntime fell back to CPU"),
+    ):
+        open_session(probe_model().SerializeToString(), providers=(CUDA, CPU))
+
+
+def recorded_session() -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    native.register(options)
+    return onnxruntime.InferenceSession(probe_model().SerializeToString(), options, providers=[CPU])
+
+
+def test_a_node_on_another_provider_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = recorded_session()
+    check_placement(session, CPU)
+    monkeypatch.setattr(session, "get_providers", lambda: [CUDA, CPU])
+    with pytest.raises(UnsupportedError, match=r"1 of 1 IntFlashAttention nodes do not run on CUDA.*'probe' is on CPU"):
+        check_placement(session, CUDA)
+
+
+def test_placement_that_is_not_recorded_is_not_taken_for_good() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"needs onnxruntime 1\.24 or newer and the config entry session\.record"
+    ):
+        check_placement(open_session(probe_model().SerializeToString()), CPU)
