@@ -233,16 +233,22 @@ def compare(
 
 
 @app.command()
-def libpath(library: Annotated[Host, typer.Argument(help="Which host runtime's library.")]) -> None:
+def libpath(
+    host: Annotated[Literal[Host, "polygraphy"], typer.Argument(help="Which host runtime's; or Polygraphy's plugins.")],
+) -> None:
     """Print the path of the native library, for a runtime that is not driven from Python.
 
-    [bold]Example[/bold]
+    For polygraphy print the folder that its plugin tools take.
+
+    [bold]Examples[/bold]
 
     my_server --custom-op-library "$(intfa-onnx libpath ort)"
+
+    polygraphy plugin match model.onnx --plugin-dir "$(intfa-onnx libpath polygraphy)"
     """
     from intfa_onnx import native
 
-    print(native.get_library_path(library))
+    print(Path(__file__).parent / "polygraphy_plugins" if host == "polygraphy" else native.get_library_path(host))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnx.reference.op_run import OpRun
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
+from polygraphy.util import invoke_if_callable
 
 from intfa_onnx import native
 from intfa_onnx.errors import UnsupportedError
@@ -27,13 +28,18 @@ class OrtRunner(OnnxrtRunner):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | bytes,
+        model: str | os.PathLike[str] | Callable[[], bytes],
         name: str | None = None,
         providers: Sequence[str] = (CPU,),
         threads: int = 0,
     ) -> None:
-        """Remember the arguments of :func:`intfa_onnx.session.open_session`; the session opens on activation."""
-        super().__init__(lambda: open_session(model, providers=providers, threads=threads), name=name)
+        """Remember the arguments of :func:`intfa_onnx.session.open_session`; the session opens on activation.
+
+        ``model`` may also be one of Polygraphy's loaders of a serialized model.
+        """
+        super().__init__(
+            lambda: open_session(invoke_if_callable(model)[0], providers=providers, threads=threads), name=name
+        )
 
 
 def tensorrt_runner(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intfa_onnx import native
 from intfa_onnx.errors import ModelError, UnsupportedError
@@ -43,7 +43,7 @@ def explain(message: str) -> str:
 def open_session(
     model: str | os.PathLike[str] | bytes,
     *,
-    providers: Sequence[str] = (CPU,),
+    providers: Sequence[str | tuple[str, dict[str, Any]]] = (CPU,),
     threads: int = 0,
     register_library: bool = True,
 ) -> onnxruntime.InferenceSession:
@@ -53,8 +53,8 @@ def open_session(
 
     Args:
         model: path of a model, or a serialized model.
-        providers: ONNX Runtime execution providers, in order of preference; the first has to take every
-            ``IntFlashAttention``.
+        providers: ONNX Runtime execution providers, bare or with their options, in order of preference; the first has
+            to take every ``IntFlashAttention``.
         threads: threads within one operator; 0 lets ONNX Runtime choose.
         register_library: without it, a rewritten model runs only if it was made ``portable``.
     Raises:
@@ -65,7 +65,7 @@ def open_session(
     native.check_ort_version()
     import onnxruntime
 
-    wanted = providers[0]
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if wanted not in onnxruntime.get_available_providers():
         raise UnsupportedError(
             f"onnxruntime {onnxruntime.__version__} has no {wanted} (it has "
