@@ -15,7 +15,7 @@ add_library(intfa_trt_options INTERFACE)
 target_include_directories(intfa_trt_options INTERFACE ${PROJECT_SOURCE_DIR}/plugin)
 target_compile_definitions(intfa_trt_options INTERFACE INTFA_VERSION="${PROJECT_VERSION}")
 target_compile_options(intfa_trt_options INTERFACE -Wall -Wextra)
-target_link_libraries(intfa_trt_options INTERFACE intfa_core Threads::Threads ${CMAKE_DL_LIBS})
+target_link_libraries(intfa_trt_options INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
 if(TENSORRT_ROOT)
   if(NOT EXISTS ${TENSORRT_ROOT}/include/NvInferRuntime.h)
     message(FATAL_ERROR "TensorRT headers not found in '${TENSORRT_ROOT}/include'. Pass -DTENSORRT_ROOT=<folder of a "
@@ -33,7 +33,7 @@ if(TENSORRT_ROOT)
 endif()
 
 add_library(intfa_trt SHARED ${INTFA_TRT_SOURCES})
-target_link_libraries(intfa_trt PRIVATE intfa_trt_options)
+target_link_libraries(intfa_trt PRIVATE intfa_core intfa_trt_options)
 set(trt_exports ${PROJECT_SOURCE_DIR}/cmake/intfa_trt.map)
 # nodelete: TensorRT may hold the creator for as long as the process lives
 target_link_options(intfa_trt PRIVATE -Wl,--version-script=${trt_exports} -Wl,--no-undefined -Wl,-z,relro,-z,now,-z,nodelete)

@@ -1,7 +1,4 @@
 // The creator: what TensorRT's registry knows of the plugin.
-#include <exception>
-#include <new>
-
 #include "adapters/trt_fields.h"
 #include "adapters/trt_host.h"
 #include "adapters/trt_plugin.h"
@@ -14,16 +11,17 @@ class Creator : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase) noexcept override {
     restore_registration();
-    const std::string layer = name != nullptr ? name : "";
-    try {
-      return new Plugin(layer, fields != nullptr ? read_fields(*fields) : node::Attributes{});
-    } catch (const std::exception& error) {
-      log(Severity::kError, "intfa: " + std::string(kName) + " '" + layer + "': " + error.what());
-      return nullptr;
-    }
+    Plugin* plugin = nullptr;
+    const char* layer = name != nullptr ? name : "";
+    guarded(layer, [&] { plugin = new Plugin(layer, fields != nullptr ? read_fields(*fields) : node::Attributes{}); });
+    return plugin;
   }
 
-  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &field_names(); }
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override {
+    const nvinfer1::PluginFieldCollection* names = nullptr;
+    guarded("", [&] { names = &field_names(); });
+    return names;
+  }
   const char* getPluginName() const noexcept override { return kName; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }

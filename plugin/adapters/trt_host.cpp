@@ -191,7 +191,7 @@ Logger find_logger() {
 __attribute__((constructor)) void register_on_load() {
   try {
     registration().make();
-  } catch (const std::exception&) {  // no memory: the library stays usable through getCreators
+  } catch (const std::exception&) {  // no memory; getCreators still works
   }
 }
 
@@ -199,17 +199,19 @@ __attribute__((constructor)) void register_on_load() {
 
 void restore_registration() noexcept { registration().restore(); }
 
-void log(Severity severity, const std::string& message) noexcept {
+void log_error(const char* layer, const char* what) noexcept {
+  char line[2000];
+  std::snprintf(line, sizeof line, "intfa: %s '%s': %s", kName, layer, what);
   try {
     const Logger logger = find_logger();
-    if (logger.object == nullptr) {
-      std::fprintf(stderr, "%s\n", message.c_str());
+    if (logger.object != nullptr) {
+      constexpr int32_t kError = 1;  // ILogger::Severity
+      method<void (*)(void*, int32_t, const char*)>(logger.object, logger.layout->log)(logger.object, kError, line);
       return;
     }
-    const auto write = method<void (*)(void*, Severity, const char*)>(logger.object, logger.layout->log);
-    write(logger.object, severity, message.c_str());
-  } catch (const std::exception&) {  // a logger of the application's own, or no memory
+  } catch (const std::exception&) {  // a finder or logger of the application's own may throw
   }
+  std::fprintf(stderr, "%s\n", line);
 }
 
 }  // namespace intfa::trt

@@ -1,8 +1,6 @@
 #include "adapters/trt_plugin.h"
 
 #include <algorithm>
-#include <exception>
-#include <new>
 
 #include "adapters/trt_fields.h"
 #include "adapters/trt_host.h"
@@ -22,11 +20,7 @@ using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
 using TrtType = nvinfer1::DataType;
 
-#ifdef INTFA_TRT_ON_CPU
-constexpr Device kDevice = Device::kCpu;  // the tests' build: the same glue on host memory
-#else
 constexpr Device kDevice = Device::kCuda;
-#endif
 
 // More than any device has: TensorRT drops the tactic and says so, instead of running it with too little.
 constexpr size_t kRefusedWorkspace = size_t{1} << 60;
@@ -72,6 +66,16 @@ void check(const Status& status) {
   if (!status.ok()) throw node::Refusal(status.message());
 }
 
+// Tile sizes that the device has kernels for. They are the tactics: their results differ by rounding only.
+std::vector<int32_t> supported_tiles(AttentionProblem problem) {
+  std::vector<int32_t> tiles;
+  for (int32_t tile_n = 16; tile_n <= 256; tile_n += 16) {
+    problem.tile_n = tile_n;
+    if (validate(problem, kDevice).ok()) tiles.push_back(tile_n);
+  }
+  return tiles;
+}
+
 // The attribute plugin_inputs: names in the operator's order, the required ones among them.
 std::vector<node::Input> parse_inputs(const std::string& names) {
   std::vector<node::Input> inputs;
@@ -101,25 +105,6 @@ Plugin::Plugin(std::string name, const node::Attributes& attributes)
     refuse("attribute plugin_outputs=", attributes_.plugin_outputs, " (supported: 1 to ", int{node::kNumOutputs}, ")");
 }
 
-int32_t Plugin::guarded(const std::function<void()>& function) const noexcept {
-  const auto fail = [&](const char* what) {
-    try {
-      log(Severity::kError, "intfa: " + std::string(kName) + " '" + name_ + "': " + what);
-    } catch (const std::bad_alloc&) {
-      log(Severity::kError, {});
-    }
-    return 1;
-  };
-  try {
-    function();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return fail("out of host memory");
-  } catch (const std::exception& error) {
-    return fail(error.what());
-  }
-}
-
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
     case nvinfer1::PluginCapabilityType::kCORE:
@@ -134,8 +119,10 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
   Plugin* copy = nullptr;
-  guarded([&] {
+  guarded(name_.c_str(), [&] {
     copy = new Plugin(name_, attributes_);
+    copy->tactics_ = tactics_;
+    copy->tactic_ = tactic_;
     copy->num_inputs_ = num_inputs_;
   });
   return copy;
@@ -174,17 +161,40 @@ node::Inputs Plugin::arrange(Tensors tensors) const {
   return inputs;
 }
 
+AttentionProblem Plugin::problem(Tensors tensors) const {
+  AttentionProblem problem = node::problem_of(attributes_, arrange(std::move(tensors)));
+  problem.tile_n = tactic_;
+  return problem;
+}
+
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* in, int32_t num_inputs, const DynamicPluginTensorDesc*,
                                 int32_t) noexcept {
-  return guarded([&] {
-    const node::Inputs inputs = arrange(tensors_of(in, num_inputs, &DynamicPluginTensorDesc::opt));
-    check(validate(node::problem_of(attributes_, inputs), kDevice));
+  return guarded(name_.c_str(), [&] {
+    tactic_ = 0;
+    const AttentionProblem opt = problem(tensors_of(in, num_inputs, &DynamicPluginTensorDesc::opt));
+    check(validate(opt, kDevice));
+    tactics_ = supported_tiles(opt);
+    if (tactics_.size() == 1) tactics_.clear();
+  });
+}
+
+int32_t Plugin::getValidTactics(int32_t* tactics, int32_t count) noexcept {
+  return guarded(name_.c_str(), [&] {
+    if (count != getNbTactics()) refuse(count, " tactics are asked for, there are ", getNbTactics());
+    std::copy(tactics_.begin(), tactics_.end(), tactics);
+  });
+}
+
+int32_t Plugin::setTactic(int32_t tactic) noexcept {
+  return guarded(name_.c_str(), [&] {
+    if (tactic < 0 || tactic % 16 != 0) refuse("tactic ", tactic, " is unknown; build the engine again");
+    tactic_ = tactic;
   });
 }
 
 int32_t Plugin::getOutputDataTypes(TrtType* types, int32_t num_outputs, const TrtType* input_types,
                                    int32_t num_inputs) const noexcept {
-  return guarded([&] {
+  return guarded(name_.c_str(), [&] {
     if (num_inputs < node::kRequiredInputs) refuse("there are ", num_inputs, " inputs (supported: 3 to 10)");
     const TrtType all[] = {trt_type(node::output_type(attributes_, element_type(input_types[node::kQ]))),
                            input_types[node::kK], input_types[node::kV], TrtType::kFLOAT};
@@ -194,7 +204,7 @@ int32_t Plugin::getOutputDataTypes(TrtType* types, int32_t num_outputs, const Tr
 
 int32_t Plugin::getOutputShapes(const DimsExprs* in, int32_t num_inputs, const DimsExprs*, int32_t, DimsExprs* out,
                                 int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept {
-  return guarded([&] {
+  return guarded(name_.c_str(), [&] {
     if (num_inputs < node::kRequiredInputs) refuse("there are ", num_inputs, " inputs (supported: 3 to 10)");
     const auto operation = [&](DimensionOperation op, const IDimensionExpr* a, const IDimensionExpr* b) {
       return builder.operation(op, *a, *b);
@@ -232,7 +242,7 @@ int32_t Plugin::getOutputShapes(const DimsExprs* in, int32_t num_inputs, const D
 bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors, int32_t num_inputs,
                                        int32_t num_outputs) noexcept {
   bool supported = false;
-  guarded([&] {
+  guarded(name_.c_str(), [&] {
     if (position < 0 || position >= num_inputs + num_outputs) return;
     const PluginTensorDesc& found = tensors[position].desc;
     const TrtType q = tensors[node::kQ].desc.type;
@@ -278,28 +288,40 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t num_inputs, const DynamicPluginTensorDesc*,
                                 int32_t) const noexcept {
   size_t bytes = kRefusedWorkspace;
-  guarded([&] {
-    const node::Inputs inputs = arrange(tensors_of(in, num_inputs, &DynamicPluginTensorDesc::max));
-    size_t needed = 0;
-    check(workspace_bytes(node::problem_of(attributes_, inputs), {.device = kDevice}, &needed));
-    bytes = needed;
+  guarded(name_.c_str(), [&] {
+    Tensors tensors = tensors_of(in, num_inputs, &DynamicPluginTensorDesc::max);
+    // The greatest sizes of different inputs need not fit together. These two take no workspace, however long they are.
+    if (const int32_t mask = position_of(node::kMask, num_inputs); mask >= 0) tensors[mask].shape = {1};
+    if (const int32_t nonpad = position_of(node::kNonpad, num_inputs); nonpad >= 0 && !tensors[node::kQ].shape.empty())
+      tensors[nonpad].shape = {tensors[node::kQ].shape[0]};
+    AttentionProblem max = problem(std::move(tensors));
+    std::vector<int32_t> tiles = supported_tiles(max);
+    tiles.push_back(0);
+    size_t greatest = 0;
+    for (int32_t tile_n : tiles) {
+      max.tile_n = tile_n;
+      size_t needed = 0;
+      check(workspace_bytes(max, {.device = kDevice}, &needed));
+      greatest = std::max(greatest, needed);
+    }
+    bytes = greatest;
   });
   return bytes;
 }
 
 int32_t Plugin::onShapeChange(const PluginTensorDesc* in, int32_t num_inputs, const PluginTensorDesc*,
                               int32_t) noexcept {
-  return guarded([&] {
+  return guarded(name_.c_str(), [&] {
     num_inputs_ = num_inputs;
-    check(validate(node::problem_of(attributes_, arrange(tensors_of(in, num_inputs))), kDevice));
+    check(validate(problem(tensors_of(in, num_inputs)), kDevice));
   });
 }
 
 int32_t Plugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs,
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
-  return guarded([&] {
+  return guarded(name_.c_str(), [&] {
     if (num_inputs_ == 0) refuse("enqueue was called before onShapeChange");
-    const AttentionProblem problem = node::problem_of(attributes_, arrange(tensors_of(in, num_inputs_)));
+    const AttentionProblem now = problem(tensors_of(in, num_inputs_));
     const auto input = [&](node::Input which) -> const void* {
       const int32_t position = position_of(which, num_inputs_);
       return position < 0 ? nullptr : inputs[position];
@@ -323,12 +345,12 @@ int32_t Plugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, con
     t.present_value = output(node::kPresentValue);
     t.lse = static_cast<float*>(output(node::kLse));
     t.workspace = workspace;
-    check(run(problem, t, {.device = kDevice, .stream = stream}));
+    check(run(now, t, {.device = kDevice, .stream = stream}));
   });
 }
 
 const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
-  const int32_t failed = guarded([&] {
+  const int32_t failed = guarded(name_.c_str(), [&] {
     fields_ = write_fields(attributes_);
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
   });

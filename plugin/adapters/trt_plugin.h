@@ -1,8 +1,7 @@
 // intfa::IntFlashAttention as a TensorRT plugin (IPluginV3). One object is all three capabilities; TensorRT calls it
-// through noexcept functions, so every one of them ends in guarded().
+// through noexcept functions, so everything that can throw is in guarded().
 #pragma once
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -38,12 +37,15 @@ class Plugin : public nvinfer1::IPluginV3,
   bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t num_inputs,
                                  int32_t num_outputs) noexcept override;
   int32_t getNbOutputs() const noexcept override { return static_cast<int32_t>(attributes_.plugin_outputs); }
+  int32_t getNbTactics() noexcept override { return static_cast<int32_t>(tactics_.size()); }
+  int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override;
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* in, int32_t num_inputs,
                           const nvinfer1::DynamicPluginTensorDesc* out, int32_t num_outputs) const noexcept override;
   const char* getTimingCacheID() noexcept override { return description_.c_str(); }
   const char* getMetadataString() noexcept override { return description_.c_str(); }
 
   // runtime
+  int32_t setTactic(int32_t tactic) noexcept override;
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* in, int32_t num_inputs, const nvinfer1::PluginTensorDesc* out,
                         int32_t num_outputs) noexcept override;
   int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc* out,
@@ -55,8 +57,7 @@ class Plugin : public nvinfer1::IPluginV3,
  private:
   using Tensors = std::vector<node::Tensor>;
 
-  // Runs `function`; a refusal or anything else that it throws is logged. Returns TensorRT's 0 or 1.
-  int32_t guarded(const std::function<void()>& function) const noexcept;
+  AttentionProblem problem(Tensors tensors) const;
   // TensorRT's inputs in the operator's order.
   node::Inputs arrange(Tensors tensors) const;
   // Which of the operator's inputs stands at `position` of `num_inputs`; kNumInputs: an absent one.
@@ -68,6 +69,8 @@ class Plugin : public nvinfer1::IPluginV3,
   const node::Attributes attributes_;
   const std::string description_;
   const std::vector<node::Input> given_;  // what plugin_inputs names; empty: the first ones
+  std::vector<int32_t> tactics_;          // the values of tile_n to choose from; empty: there is no choice
+  int32_t tactic_ = 0;                    // 0: the backend's choice
   int32_t num_inputs_ = 0;                // as of the last onShapeChange: enqueue is not told
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_{};
