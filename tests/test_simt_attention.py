@@ -101,7 +101,9 @@ def test_host_against_reference(case, arithmetic):
     assert_same_bits(result, run(case, arithmetic, second))
 
 
-def check_against_reference(case: AttentionCase, arithmetic: str, result: dict[str, np.ndarray]) -> None:
+def check_against_reference(
+    case: AttentionCase, arithmetic: str, result: dict[str, np.ndarray], tile_n: int = TILE_N
+) -> None:
     """Assert equality up to rare flips of a code of P by one, and the rounding of float sums and of the output.
 
     A flip moves y by a step of P over the row sum, which is at least 1, times the range of V; the relative L2 error
@@ -115,7 +117,7 @@ def check_against_reference(case: AttentionCase, arithmetic: str, result: dict[s
         **case.attributes(),
         precision=precision,
         scheme=scheme,
-        tile_n=TILE_N,
+        tile_n=tile_n,
         output_dtype=np.float32,
     )
     y, lse, output = result["y"].astype(np.float64), result["lse"], result["y"].dtype

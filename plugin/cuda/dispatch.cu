@@ -5,8 +5,10 @@
 #include <string>
 
 #include "core/numerics.h"
+#include "cuda/architecture.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels_sm90.h"
 #include "cuda/launch.h"
 
 namespace intfa::cuda {
@@ -15,8 +17,8 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 29;  // token indices and their sums are int
 constexpr int kUnbounded = 1 << 30;
 constexpr int64_t kMaxGridYZ = 65535;
-// Split-KV aims at two CTAs for each of 128 SMs, with at least four tiles of keys each. A rule of the problem alone, so
-// that workspace and results do not depend on the machine.
+// Split-KV aims at two CTAs for each of 128 SMs, with at least four tiles of keys each. A rule of the problem and the
+// kernel alone, so that workspace and results do not depend on the size of the GPU.
 constexpr int64_t kTargetCtas = 256;
 constexpr int64_t kMinTilesPerSplit = 4;
 
@@ -46,7 +48,8 @@ Arithmetic arithmetic_of(const AttentionProblem& problem) {
 
 bool is_scored(const AttentionProblem& problem) { return problem.softcap > 0.f || problem.mask.present; }
 
-// The one table: smallest head size that holds both D and Dv, then the kernel of the arithmetic.
+// The one table: smallest head size that holds both D and Dv, then the kernel of the arithmetic, by wgmma where the GPU
+// and the table have it.
 Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
   const int64_t head_dim = std::max(problem.head_dim, problem.head_dim_v);
   for (const KernelSet* set : kKernelSets) {
@@ -54,6 +57,13 @@ Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
     plan->kernels = set;
     for (const AttentionKernel& kernel : set->attention) {
       if (kernel.arithmetic == arithmetic_of(problem) && kernel.scored == is_scored(problem)) plan->attention = &kernel;
+    }
+    if (!has_wgmma()) return {};
+    for (const auto& [dim, kernel] : kWgmmaKernels) {
+      const bool tile_fits = problem.tile_n == 0 || problem.tile_n == kernel.tile_n;
+      if (dim == set->head_dim && kernel.arithmetic == arithmetic_of(problem) && kernel.scored == is_scored(problem) &&
+          tile_fits)
+        plan->attention = &kernel;
     }
     return {};
   }
@@ -64,8 +74,10 @@ Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
 Status make_plan(const AttentionProblem& problem, Plan* plan) {
   *plan = {};
   if (Status status = choose_kernels(problem, plan); !status.ok()) return status;
-  if (problem.tile_n != 0 && problem.tile_n != kTileN) {
-    return unsupported("tile_n = " + std::to_string(problem.tile_n) + "; the kernels have 64. Leave it 0.");
+  const int64_t tile_n = plan->attention->tile_n;
+  if (problem.tile_n != 0 && problem.tile_n != tile_n) {
+    return unsupported("tile_n = " + std::to_string(problem.tile_n) + "; the kernel has " + std::to_string(tile_n) +
+                       ". Leave it 0.");
   }
   if (std::max(problem.seqlen_q, problem.seqlen_kv()) >= kMaxTokens) {
     return unsupported("2^29 tokens and more in a sequence; split it.");
@@ -81,11 +93,11 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   plan->v_statistics =
       float_input && problem.v_scale == ScaleGranularity::kNone && problem.precision == Precision::kInt8;
 
-  const int64_t tiles = std::max<int64_t>(1, (problem.seqlen_kv() + kTileN - 1) / kTileN);
-  const int64_t tiles_per_chunk = (tiles + kMaxChunks - 1) / kMaxChunks;
-  plan->num_tiles = tiles;
+  const int64_t tiles = std::max<int64_t>(1, (problem.seqlen_kv() + tile_n - 1) / tile_n);  // of the attention kernel
+  plan->num_tiles = tiles * (tile_n / kTileN);                                              // packed
+  const int64_t tiles_per_chunk = (plan->num_tiles + kMaxChunks - 1) / kMaxChunks;
   plan->chunk_tokens = static_cast<int>(tiles_per_chunk * kTileN);
-  plan->num_chunks = static_cast<int>((tiles + tiles_per_chunk - 1) / tiles_per_chunk);
+  plan->num_chunks = static_cast<int>((plan->num_tiles + tiles_per_chunk - 1) / tiles_per_chunk);
 
   // The paper's P depends on the running max, hence on the order of the keys: never split.
   const int64_t row_tiles = (problem.seqlen_q + plan->attention->tile_m - 1) / plan->attention->tile_m;
@@ -105,10 +117,10 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
     w.bytes += (bytes + 255) / 256 * 256;
     return at;
   };
-  w.tiles = take(heads * tiles * tile_bytes);
+  w.tiles = take(heads * plan->num_tiles * tile_bytes);
   w.v_scale = take(heads * dim * 4);
   w.k_mean = take(heads * dim * 4);
-  w.tile_flags = take(2 * heads * tiles * 4);
+  w.tile_flags = take(2 * heads * plan->num_tiles * 4);
   w.partial_sum = take(plan->k_statistics ? chunks * dim * 4 : 0);
   w.partial_count = take(plan->k_statistics ? chunks * 4 : 0);
   w.partial_amax = take(plan->v_statistics ? chunks * dim * 4 : 0);
@@ -171,6 +183,7 @@ PrologueParams prologue_params(const AttentionProblem& problem, const AttentionT
   p.half_v = problem.precision == Precision::kInt8QK;
   p.k_statistics = plan.k_statistics;
   p.v_statistics = plan.v_statistics;
+  p.order = plan.attention->order;
   p.present_key = tensors.present_key;
   p.present_value = tensors.present_value;
   char* base = static_cast<char*>(tensors.workspace);
@@ -265,10 +278,11 @@ std::string describe(const AttentionProblem& problem) {
   if (Status status = make_plan(problem, &plan); !status.ok()) return status.message();
   static const char* const kNames[] = {"tile", "paper", "half"};
   const AttentionKernel& attention = *plan.attention;
-  return std::string("attention_") + kNames[static_cast<int>(attention.arithmetic)] +
+  const bool wgmma = attention.order == ChunkOrder::kCoreMatrices;
+  return std::string("attention_") + (wgmma ? "wgmma" : kNames[static_cast<int>(attention.arithmetic)]) +
          (attention.scored ? "_scored" : "") + "_d" + std::to_string(plan.kernels->head_dim) + " tile " +
-         std::to_string(attention.tile_m) + "x" + std::to_string(kTileN) + (plan.k_statistics ? ", mean of K" : "") +
-         (plan.v_statistics ? ", amax of V" : "") +
+         std::to_string(attention.tile_m) + "x" + std::to_string(attention.tile_n) +
+         (plan.k_statistics ? ", mean of K" : "") + (plan.v_statistics ? ", amax of V" : "") +
          (plan.num_splits > 1 ? ", keys split in " + std::to_string(plan.num_splits) : "") + ", workspace " +
          std::to_string(plan.workspace.bytes) + " bytes";
 }

@@ -109,7 +109,7 @@ struct AttentionParams {
   int window_left, window_right;    // -1: unbounded
   int mask_seqlen_kv;               // keys beyond it are excluded; Skv without a mask
   MaskParams mask;                  // data null: none
-  int num_splits, tiles_per_split;  // of the keys among CTAs; each split writes its own Y and lse:
+  int num_splits, tiles_per_split;  // of the keys among CTAs (the kernel's tiles); each split writes its own Y and lse:
   int64_t split_y, split_lse;       // elements from one split's to the next's
 };
 

@@ -155,6 +155,7 @@ def build(sanitizer: str = "") -> Path:
     kernels = {d: toolchain.PLUGIN / "cuda" / f"kernels_d{d}.cu" for d in HEAD_DIMS}
     plain = [kernels.pop(d) for d in HEAD_DIMS if sanitizer and d not in SANITIZED_DIMS]
     sources += [toolchain.PLUGIN / "cuda" / "dispatch.cu", *kernels.values()]
+    (plain if sanitizer else sources).append(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu")
     return toolchain.host_library(sources, "libattention", sanitizer=sanitizer, not_sanitized=plain, optimize="-O1")
 
 
@@ -165,7 +166,8 @@ def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tu
     """A patched backend with the kernels of head size 64 alone: its library, and the tree that it was built from."""
     one = {"cuda/dispatch.cu": [(ALL_SETS, "{&kKernels64}")]}
     tree = toolchain.patched_tree(name, {**one, **patches})
-    sources = [tree / "simt" / "attention_driver.cc", tree / "cuda" / "dispatch.cu", tree / "cuda" / "kernels_d64.cu"]
+    sources = [tree / "simt" / "attention_driver.cc"]
+    sources += [tree / "cuda" / file for file in ("dispatch.cu", "kernels_d64.cu", "kernels_sm90.cu")]
     return toolchain.host_library(sources, f"libmutant-{name}", plugin=tree, optimize="-O1"), tree
 
 
@@ -179,6 +181,7 @@ class AttentionSimulator(Simulator):
 
     def __init__(self, library: Path | None = None, sanitizer: str = "") -> None:
         super().__init__(library or build(sanitizer=sanitizer), sanitizer)
+        self.chosen = ""  # what the last problem ran, in the dispatch's words
         for function, structure in (("attention_problem_bytes", Problem), ("attention_tensors_bytes", Tensors)):
             size = getattr(self.library, function)
             size.restype = ctypes.c_size_t
@@ -200,6 +203,7 @@ class AttentionSimulator(Simulator):
         attributes: Attributes,
         *,
         mode: Mode = DEFAULT_MODE,
+        device: int = 80,
         ptx: ctypes.c_void_p | None = None,
         output_dtype: type = np.float32,
         bshd_output: bool = False,
@@ -214,6 +218,7 @@ class AttentionSimulator(Simulator):
             v: [B, Hkv, S, Dv], likewise.
             attributes: of the operator.
             mode: schedule and visibility.
+            device: the simulated GPU, 10 * major + minor; 90 has wgmma kernels.
             ptx: a module of :meth:`load_ptx`: interpret it instead of running the host's compilation.
             output_dtype: of y.
             bshd_output: y is [B, Sq, Hq, Dv] in memory.
@@ -254,8 +259,12 @@ class AttentionSimulator(Simulator):
         )  # fmt: skip
         if "mask" in arrays:
             problem.mask = _mask(arrays["mask"], (batch, heads, seqlen_q, seqlen_kv))
+        self.runtime.simt_set_device(device)
         bytes_ = ctypes.c_size_t()
         self.call("attention_workspace", ctypes.byref(problem), ctypes.byref(bytes_))
+        words = ctypes.create_string_buffer(256)
+        self.library.attention_describe(ctypes.byref(problem), words, ctypes.c_size_t(len(words)))
+        self.chosen = words.value.decode()
         # 256-byte aligned; filled with NaN-like bytes, since nobody clears the caller's workspace.
         raw = np.full(bytes_.value + 256, 0xFF, np.uint8)
         start = -raw.ctypes.data % 256

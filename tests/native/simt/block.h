@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "async_engines.h"
 #include "fiber.h"
 #include "simt.h"
 #include "warp_math.h"
@@ -51,6 +53,7 @@ struct Barrier {
   int arrived = 0, expected = 0;
   std::vector<int> waiting;            // thread ids
   std::vector<unsigned> line_of_warp;  // where each warp's first lane arrived; bar.sync is warp-convergent
+  Clock arrivals, completed;           // as an mbarrier's
   char tsan_token = 0;
 };
 
@@ -62,7 +65,8 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
-  std::vector<uint64_t> runnable;  // bit set of thread ids
+  std::unique_ptr<AsyncEngines> engines;  // on sm_90
+  std::vector<uint64_t> runnable;         // bit set of thread ids
   int alive = 0;
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
@@ -89,5 +93,12 @@ void maybe_yield();                               // Schedule::kRandom: sometime
 
 // The address of bytes of shared memory: in bounds and aligned to their number, or fail().
 unsigned char* shared_pointer(uint32_t address, unsigned bytes, loc_t l);
+uint32_t shared_window();  // shared address of byte 0
+
+// On sm_90, fails if the current thread's ordinary access is not ordered with others'.
+void check_race(uint32_t address, unsigned bytes, bool is_write, loc_t l);
+
+// A collective of the warp's lanes without operands; the last one to come calls `act`.
+void meet_warp(const char* instruction, loc_t l, const std::function<void()>& act);
 
 }  // namespace simt

@@ -15,6 +15,8 @@ SIMT_API void simt_configure(int schedule, int copies, uint64_t seed) {
   simt::set_launch_config({static_cast<simt::Schedule>(schedule), static_cast<simt::Visibility>(copies), seed});
 }
 
+SIMT_API void simt_set_device(int architecture) { simt::set_device(architecture); }
+
 SIMT_API void simt_use_host() { simt::set_launcher({}); }
 
 SIMT_API void* simt_load_ptx(const char* path, char* error, size_t error_bytes) {

@@ -40,6 +40,7 @@ Meeting& meet(const char* instruction, loc_t l, const uint32_t* operands, int co
 void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
   Thread& self = this_thread();
   tsan_release(&barrier.tsan_token);
+  if (block->engines) block->engines->race.release(self.warp, barrier.arrivals);
   if (barrier.arrived == 0) {
     barrier.expected = expected;
     for (unsigned& line : barrier.line_of_warp) line = 0;
@@ -57,6 +58,7 @@ void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
   barrier.waiting.push_back(self.id());
   if (++barrier.arrived == expected) {
     barrier.arrived = 0;
+    barrier.completed = barrier.arrivals;
     for (int id : barrier.waiting) make_runnable(id);
     barrier.waiting.clear();
     statistics().barriers++;
@@ -65,6 +67,7 @@ void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
     block_on(instruction, l);
   }
   tsan_acquire(&barrier.tsan_token);
+  if (block->engines) block->engines->race.acquire(self.warp, barrier.completed);
 }
 
 uint32_t shuffle(uint32_t value, int source, loc_t l) {
@@ -89,6 +92,7 @@ void load_matrices(uint32_t* r, int count, uint32_t address, bool transposed, lo
   operands[4] = address;
   if (current->lane < 8 * count) {
     const unsigned char* row = shared_pointer(address, 16, l);
+    check_race(address, 16, /*is_write=*/false, l);
     tsan_read16(row);
     std::memcpy(operands, row, 16);
   }
@@ -156,6 +160,10 @@ uint32_t shfl_xor(uint32_t value, int lane_mask, loc_t l) {
 uint32_t shfl_idx(uint32_t value, int lane, loc_t l) { return shuffle(value, lane & 31, l); }
 uint32_t shfl_down(uint32_t value, int delta, loc_t l) {
   return shuffle(value, current->lane + delta < 32 ? current->lane + delta : current->lane, l);
+}
+
+void meet_warp(const char* instruction, loc_t l, const std::function<void()>& act) {
+  meet(instruction, l, nullptr, 0, [&](Meeting&) { act(); });
 }
 
 bool warp_any(bool predicate, loc_t l) { return votes("vote.any", predicate, l) != 0; }

@@ -19,6 +19,7 @@ constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kSharedAlignment = 1024;
 
 Config active_config;
+int active_device = 80;
 Statistics total;
 Launcher active_launcher;
 
@@ -79,6 +80,14 @@ void resume(Fiber& from, int thread) {
   fail(report + "\n ", waiting->waits_at);
 }
 
+// A copy lands when nothing else can go on, or earlier.
+int choose_or_fail(int self) {
+  int next;
+  while ((next = choose(self)) < 0)
+    if (!advance_copies()) fail_deadlock();
+  return next;
+}
+
 void clear_runnable(int thread) { block->runnable[thread / 64] &= ~(uint64_t(1) << (thread % 64)); }
 
 void thread_main() {
@@ -88,13 +97,12 @@ void thread_main() {
   (*block->body)();
   for (const PendingCopy& copy : self.copies)
     if (!copy.landed) fail("a thread exits with cp.async in flight", loc_t::current());
+  check_products_complete();
   tsan_release(&block->finished);
   self.exited = true;
   clear_runnable(self.id());
   if (--block->alive == 0) back_to_launcher(*self.fiber);
-  const int next = choose(self.id());
-  if (next < 0) fail_deadlock();
-  resume(*self.fiber, next);
+  resume(*self.fiber, choose_or_fail(self.id()));
   __builtin_unreachable();
 }
 
@@ -156,6 +164,7 @@ void run_block(const LaunchRequest& request, Fibers& fibers, dim3 index, uint64_
   block->alive = int(count);
   block->shared = shared.data();
   block->shared_bytes = request.shared_bytes;
+  if (active_device == 90) block->engines = std::make_unique<AsyncEngines>(int(count / 32), request.shared_bytes);
   block->body = &request.body;
   for (Barrier& barrier : block->barriers) {  // now, so that no thread allocates what another one frees
     barrier.waiting.reserve(count);
@@ -218,9 +227,8 @@ void block_on(const char* instruction, loc_t l) {
   self.waits_in = instruction;
   self.waits_at = l;
   clear_runnable(self.id());
-  const int next = choose(self.id());
-  if (next < 0) fail_deadlock();
-  resume(*self.fiber, next);
+  const int next = choose_or_fail(self.id());
+  if (next != self.id()) resume(*self.fiber, next);
 }
 
 void maybe_yield() {
@@ -233,6 +241,8 @@ void maybe_yield() {
 void launch(const LaunchRequest& request) { active_launcher ? active_launcher(request) : launch_on_host(request); }
 void set_launcher(Launcher launcher) { active_launcher = std::move(launcher); }
 void set_launch_config(const Config& config) { active_config = config; }
+void set_device(int architecture) { active_device = architecture; }
+int device() { return active_device; }
 const Config& launch_config() { return active_config; }
 Statistics& statistics() { return total; }
 

@@ -85,6 +85,10 @@ SIMT_API void set_launcher(Launcher launcher);  // an empty one restores the hos
 
 SIMT_API void set_launch_config(const Config& config);
 SIMT_API const Config& launch_config();
+// The simulated GPU, 10 * major + minor: sm_80 at first. On sm_90 the instructions of simt_sm90.h exist, and shared
+// memory is checked for races (async_race.h).
+SIMT_API void set_device(int architecture);
+SIMT_API int device();
 SIMT_API Statistics& statistics();  // summed over launches; the caller resets it
 
 // The seam: kernel<<<grid, block, shared_bytes>>>(args...).

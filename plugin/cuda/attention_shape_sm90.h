@@ -1,0 +1,38 @@
+// Tile shape and shared memory of the wgmma kernel, by head size; as attention_shape.h for the mma.sync kernels.
+//
+// Shared memory, in this order:
+//   kNumStages stages of {K [kKeys, Dp] s8, V^T [2, Dp, kTileN] s8, k_scale [kKeys] f32}
+//   Q's codes [kTileM, Dp] s8
+//   with kScored: the mask's terms for the tile [kTileM, kKeys] f32; shift [kTileM] f32 (RowTable)
+//   unit [kTileM] f32 (RowTable), the CTA's Limits, the barriers of each stage
+// K, V^T and Q in core-matrix order (ChunkOrder::kCoreMatrices).
+#pragma once
+
+#include "cuda/traits.cuh"
+
+namespace intfa::cuda {
+
+template <int kDim, bool kScored>
+struct WgmmaShape {
+  static constexpr ChunkOrder kOrder = ChunkOrder::kCoreMatrices;
+  static constexpr int kKeys = 2 * kTileN;  // per tile: two packed tiles, and part of the numerics
+  static constexpr int kWarpRows = 16;
+  static constexpr int kTileM = kNumWarps * kWarpRows;
+  static constexpr int kThreads = kNumWarps * 32;  // one warpgroup
+  // Per SM: other CTAs' softmax hides a CTA's products.
+  static constexpr int kMinBlocks = kScored ? 2 : 3;
+  static constexpr bool kQInRegisters = kDim == 64;
+
+  static constexpr int kVOffset = kKeys * kDim;
+  static constexpr int kScaleOffset = 2 * kKeys * kDim;
+  static constexpr int kStageBytes = kScaleOffset + 4 * kKeys;
+  static constexpr int kQOffset = kNumStages * kStageBytes;
+  static constexpr int kMaskOffset = kQOffset + kTileM * kDim;
+  static constexpr int kShiftOffset = kMaskOffset + (kScored ? 4 * kTileM * kKeys : 0);
+  static constexpr int kUnitOffset = kShiftOffset + (kScored ? 4 * kTileM : 0);
+  static constexpr int kLimitsOffset = kUnitOffset + 4 * kTileM;
+  static constexpr int kBarrierOffset = kLimitsOffset + 16;
+  static constexpr int kSmemBytes = kBarrierOffset + 32 * kNumStages;
+};
+
+}  // namespace intfa::cuda

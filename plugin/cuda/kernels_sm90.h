@@ -1,0 +1,20 @@
+// The table of wgmma kernels: what a launcher prefers to kernels.h's on an sm_90 GPU, where the build has code for
+// sm_90a. What is not in it stays on mma.sync:
+//   head size 32    its products are too small to keep the tensor cores busy, and the exponentials bound either kernel
+//   head size 256   O and P.V's accumulators exceed the registers of one warpgroup
+//   kPaperInt8      exists to reproduce a table, not for speed
+//   kHalfPV         its second product is in float16; it waits for a measurement that asks for it
+#pragma once
+
+#include "cuda/kernels.h"
+
+namespace intfa::cuda {
+
+struct WgmmaKernel {
+  int head_dim;
+  AttentionKernel attention;
+};
+constexpr int kNumWgmmaKernels = 6;
+extern const WgmmaKernel kWgmmaKernels[kNumWgmmaKernels];
+
+}  // namespace intfa::cuda

@@ -1,0 +1,87 @@
+// State of a block on a Hopper device: what its bulk-copy engine and its tensor cores have not finished.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "async_race.h"
+#include "simt_sm90.h"
+
+namespace simt {
+
+struct Mbarrier {
+  int count = 0, pending = 0;  // arrivals per phase; still to come
+  int64_t bytes = 0;           // announced and not yet landed; negative while copies are ahead of the announcement
+  uint32_t phases = 0;         // completed
+  int index = 0;               // of its clock
+  bool fenced = false;         // its initialization, for the async proxy
+  std::vector<int> waiting;    // thread ids
+  Clock arrivals, completed;   // what the arrivals of this phase know, and those of the last completed one
+};
+
+struct BulkCopy {
+  uint32_t dst;
+  const char* src;
+  int bytes;
+  uint32_t barrier;
+};
+
+// The accumulators of one warp while products to them are in flight.
+struct Accumulator {
+  int32_t* registers[32];
+  std::vector<int32_t> values[32];
+  int in_flight = 0;
+};
+
+// One warp's share of a wgmma.
+struct Product {
+  std::shared_ptr<Accumulator> accumulator;
+  int n;
+  WgmmaA a;
+  uint64_t b;
+  bool accumulate;
+  const uint32_t* a_registers[32];  // where they are, and what they held
+  uint32_t a_values[32][4];
+  bool done;
+  loc_t location;
+};
+
+struct WarpProducts {
+  std::vector<Product> products;  // in issue order
+  std::vector<int> groups;        // products per committed group, oldest first
+  int uncommitted = 0;
+  uint32_t committed_groups = 0;
+  bool fenced = false;  // wgmma.fence since the registers were last accessed
+};
+
+// The 128 threads of a warpgroup on their way into one wgmma.
+struct WarpgroupMeeting {
+  int arrived = 0;
+  loc_t location;
+  int32_t* d[128];
+  WgmmaA a[128];
+  uint64_t b = 0;
+};
+
+struct AsyncEngines {
+  AsyncEngines(int num_warps, size_t shared_bytes)
+      : race(num_warps, shared_bytes), products(size_t(num_warps)), meetings(size_t(num_warps + 3) / 4) {}
+
+  AsyncRace race;
+  std::map<uint32_t, Mbarrier> barriers;  // by shared address
+  std::vector<BulkCopy> copies;
+  std::vector<WarpProducts> products;  // per warp
+  std::vector<WarpgroupMeeting> meetings;
+};
+
+// The current block's; fails on a device that has none.
+AsyncEngines& engines(const char* instruction, loc_t l);
+
+// Lets one bulk copy land; false if there is none.
+bool advance_copies();
+
+// A thread may not exit before its warp's wgmma are complete.
+void check_products_complete();
+
+}  // namespace simt

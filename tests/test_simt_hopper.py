@@ -1,0 +1,89 @@
+"""The wgmma kernels in the host SIMT's Hopper, through the product's launcher, over the cases of cases.py.
+
+Simulated, not run on a GPU. Per case: within the bound of the float64 truth; the reference's with tiles of 128 keys but
+for flips of P's codes by one; the same bits in every mode; and where one tile holds all keys, so that its size plays no
+role, the mma.sync kernel's result. Every access to shared memory is checked for races across both proxies as it runs.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import test_simt_attention as mma_sync
+from cases import CASES, AttentionCase
+from native.simt.attention import AttentionSimulator, case_arguments, case_attributes
+from native.simt.simulator import Mode, all_modes
+from truth import TILE, truth_of
+
+TILE_N = 128
+HEAD_DIMS = (64, 96, 128)  # that have a wgmma kernel
+MODES = all_modes()
+TAKEN = [case for case in CASES if mma_sync.kernel_dim(case) in HEAD_DIMS]
+
+
+def params(cases):
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+@functools.cache
+def simulator() -> AttentionSimulator:
+    return AttentionSimulator()
+
+
+def run(case: AttentionCase, mode: Mode, device: int = 90, arithmetic: str = "tile") -> dict[str, np.ndarray]:
+    precision, scheme, _ = mma_sync.ARITHMETICS[arithmetic]
+    attributes = case_attributes(case, precision, scheme)
+    return simulator().attention(attributes=attributes, mode=mode, device=device, **case_arguments(case))
+
+
+def modes_of(case: AttentionCase) -> list[Mode]:
+    """Two of the twelve, rotating."""
+    at = CASES.index(case)
+    return [MODES[at % len(MODES)], MODES[(at * 5 + 7) % len(MODES)]]
+
+
+@pytest.mark.parametrize("case", params(TAKEN))
+def test_against_reference(case):
+    first, second = modes_of(case)
+    result = run(case, first)
+    assert simulator().chosen.startswith("attention_wgmma_"), simulator().chosen
+    mma_sync.check_against_reference(case, "tile", result, tile_n=TILE_N)
+    mma_sync.assert_same_bits(result, run(case, second))
+
+
+@pytest.mark.parametrize("case", params(c for c in TAKEN if c.dtype in ("float32", "int8")))
+def test_against_truth(case):
+    result = run(case, modes_of(case)[0])
+    truth_of(case, TILE, TILE_N).check(result["y"].astype(np.float64), result["lse"])
+
+
+@pytest.mark.parametrize("case", params(c for c in TAKEN if c.seqlen_past + c.seqlen_new <= 64))
+def test_one_tile_is_the_same_on_mma_sync(case):
+    """Same codes, exact sums and products: not a bit differs."""
+    wgmma, mma = run(case, Mode()), run(case, Mode(), device=80)
+    assert not simulator().chosen.startswith("attention_wgmma_")
+    mma_sync.assert_same_bits(wgmma, mma)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", params(TAKEN))
+def test_every_mode_gives_the_same_bits(case):
+    expected = run(case, Mode())
+    for mode in all_modes(seeds=(1, 2, 3)):
+        mma_sync.assert_same_bits(expected, run(case, mode))
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic"), [("d32", "tile"), ("d256", "tile"), ("causal", "paper"), ("causal", "half")]
+)
+def test_what_stays_on_mma_sync(name, arithmetic):
+    """Kernels that wgmma's table lacks: the same bits on either device."""
+    case = next(c for c in CASES if c.name == name)
+    hopper = run(case, Mode(), device=90, arithmetic=arithmetic)
+    assert not simulator().chosen.startswith("attention_wgmma_")
+    mma_sync.assert_same_bits(hopper, run(case, Mode(), device=80, arithmetic=arithmetic))
+
+
+def test_before_hopper_there_is_no_wgmma():
+    run(TAKEN[0], Mode(), device=89)
+    assert simulator().chosen.startswith("attention_tile_")

@@ -1,0 +1,94 @@
+"""Bugs seeded into the wgmma kernel: the host SIMT must find every one in every mode, unless the bug says otherwise.
+
+A bug is a replacement in the kernel's text; a text that is no longer there fails the tests: the bug must then follow
+the kernel. Found means an error or another result than the kernel's.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+from cases import CASES
+from native.simt import hopper_bugs
+from native.simt.hopper_bugs import BuggyHopper
+from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
+
+CASE = next(c for c in CASES if c.name == "sink")  # 520 keys, five tiles: every stage comes round
+MODES = all_modes()
+
+WAIT_S, WAIT_PV = "    ptx::wgmma_wait<0>(s[0]);\n", "    ptx::wgmma_wait<0>(acc);\n"
+COMMIT = "    ptx::wgmma_commit();\n"
+FENCE = "    ptx::wgmma_fence();\n"
+RELEASE_K, RELEASE_V = "    release(stage.empty_k());\n", "    release(stage.empty_v());\n"
+SCALE = "    scale_scores</*kBiased=*/false>(s, stage.k_scales() + 16 * t);\n"
+PARITY = "parity(i / kNumStages & 1)"
+ARRIVE = "    ptx::sync_warp();\n    if (lane == 0) ptx::mbarrier_arrive(barrier);\n"
+WAIT = "ptx::mbarrier_wait(stage.{}(), stage.parity);\n"
+DECLARE_S, DECLARE_PV = "    int32_t s[1][kKeys / 8][4];\n", "    int32_t acc[kDim / 8][4];\n"
+
+BUGS = {
+    # waiting for data
+    "k_not_waited_for": [(WAIT.format("full_k"), "\n")],
+    "v_not_waited_for": [(WAIT.format("full_v"), "\n")],
+    "waits_for_the_other_phase": [(PARITY, "parity((i / kNumStages & 1) ^ 1)")],
+    "phase_never_turns": [(PARITY, "parity(0)")],
+    # giving stages back
+    "k_released_before_its_products": [(RELEASE_K, ""), (WAIT_S, RELEASE_K + WAIT_S)],
+    "k_released_before_its_scales": [(RELEASE_K, ""), (SCALE, RELEASE_K + SCALE)],
+    "v_released_before_its_products": [(WAIT_PV + RELEASE_V, RELEASE_V + WAIT_PV)],
+    "k_stage_taken_without_waiting": [(WAIT.format("empty_k"), "\n")],
+    "v_stage_taken_without_waiting": [(WAIT.format("empty_v"), "\n")],
+    "one_warp_frees_k_for_all": [("(empty_k(), kNumWarps)", "(empty_k(), 1)")],
+    "one_warp_frees_v_for_all": [("(empty_v(), kNumWarps)", "(empty_v(), 1)")],
+    "lane_0_releases_for_those_behind": [(ARRIVE, ARRIVE.split("\n", 1)[1])],
+    # wgmma
+    "s_read_in_flight": [(WAIT_S, "")],
+    "pv_read_in_flight": [(WAIT_PV, "")],
+    "s_wait_off_by_one": [(WAIT_S, WAIT_S.replace("<0>", "<1>"))],
+    "pv_wait_off_by_one": [(WAIT_PV, WAIT_PV.replace("<0>", "<1>"))],
+    "s_not_committed": [(COMMIT + WAIT_S, WAIT_S)],
+    "pv_not_committed": [(COMMIT + WAIT_PV, WAIT_PV)],
+    "s_without_wgmma_fence": [(DECLARE_S + FENCE, DECLARE_S)],
+    "pv_without_wgmma_fence": [(DECLARE_PV + FENCE, DECLARE_PV)],
+    # proxies and barriers
+    "q_without_proxy_fence": [("  ptx::fence_async_proxy();\n", "")],
+    "no_barrier_after_q": [("  ptx::sync_block();  // Q, the limits", "  // Q, the limits")],
+    "barriers_unknown_to_the_copies": [("    ptx::fence_mbarrier_init();\n", "")],
+    "fewer_bytes_announced": [("Shape::kKeys * (kDim + 4)", "Shape::kKeys * kDim")],
+    # places
+    "v_halves_swapped": [("c / 2 * kTileN * kDim", "(1 - c / 2) * kTileN * kDim")],
+    "v_columns_swapped": [("VTile::operand(half, c % 2)", "VTile::operand(half, 1 - c % 2)")],
+    "row_groups_too_close": [("256 * column, 8 * kRowBytes", "256 * column, 4 * kRowBytes")],
+}
+
+# Whether lanes are behind lane 0 when it arrives is the schedule's choice; the greedy last thread never is.
+MISSED_BY = {"lane_0_releases_for_those_behind": ("greedy_last",)}
+
+
+@functools.cache
+def library() -> BuggyHopper:
+    return BuggyHopper(hopper_bugs.build(BUGS))
+
+
+@functools.cache
+def expected() -> np.ndarray:
+    return library().run(0, CASE, DEFAULT_MODE)
+
+
+def found(name: str, mode: Mode) -> bool:
+    try:
+        result = library().run(1 + list(BUGS).index(name), CASE, mode)
+    except SimulatorError:
+        return True
+    return not np.array_equal(result.view(np.uint32), expected().view(np.uint32))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_without_a_bug(mode):
+    np.testing.assert_array_equal(library().run(0, CASE, mode), expected())
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_found_in_every_mode(name):
+    modes = [mode for mode in MODES if mode.schedule not in MISSED_BY.get(name, ())]
+    assert not [str(mode) for mode in modes if not found(name, mode)]
