@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,7 +22,14 @@ import intfa_onnx
 from intfa_onnx import native
 from intfa_onnx.errors import IntfaError
 from intfa_onnx.op_schema import DOMAIN, OP_TYPE, OPSET_VERSION
-from intfa_onnx.session import open_session
+from intfa_onnx.session import CPU, CUDA, open_session
+
+# What each library has to export: the host's entry points, and of the C interface what this module calls.
+_EXPORTS = {
+    "ort": ("RegisterCustomOps", "intfa_version"),
+    "trt": ("getCreators", "setLoggerFinder"),
+}
+_TENSORRT_MAJORS = (10, 11)  # whose plugin interface the library was written for
 
 State = Literal["ok", "absent", "broken"]
 
@@ -39,11 +49,13 @@ class Check:
 
 def diagnose() -> tuple[Check, ...]:
     """Run every check, in the order in which their failures explain each other."""
-    library = _guard("native library", _library, "reinstall the package from a wheel, or build it: pip install .")
-    runtime = _package("onnxruntime", remedy="pip install 'intfa-onnx[ort]'")
+    library = _guard("native library", lambda: _library("ort"), "reinstall the package, or build it: pip install .")
+    runtime = _onnxruntime()
     operator = Check("operator in ONNX Runtime", "broken", "not tried: see above")
+    on_cuda = Check("operator on CUDA", "absent", "not tried: see above")
     if library.state == runtime.state == "ok":
         operator = _guard("operator in ONNX Runtime", _operator, "update onnxruntime, or reinstall the package")
+        on_cuda = _optional("operator on CUDA", lambda: _operator((CUDA, CPU)))
     return (
         Check(
             "intfa-onnx", "ok", f"{intfa_onnx.__version__}, Python {platform.python_version()}, {platform.platform()}"
@@ -52,9 +64,11 @@ def diagnose() -> tuple[Check, ...]:
         library,
         runtime,
         operator,
+        on_cuda,
+        _optional("TensorRT plugin", lambda: _library("trt")),
+        _tensorrt(),
         _package("polygraphy", remedy="for `intfa-onnx compare`: pip install 'intfa-onnx[polygraphy]'"),
         _package("torch", remedy="only to export models: pip install 'intfa-onnx[models]'"),
-        _package("tensorrt", remedy="only to run engines: pip install tensorrt"),
         _driver(),
     )
 
@@ -93,15 +107,64 @@ def _guard(name: str, check: Callable[[], str], remedy: str) -> Check:
         return Check(name, "broken", _one_line(error), remedy)
 
 
-def _library() -> str:
-    path = native.get_library_path("ort")
-    ctypes.CDLL(str(path))
-    return str(path)
+def _optional(name: str, check: Callable[[], str]) -> Check:
+    """Guard a part without which rewritten models still run."""
+    found = _guard(name, check, "reinstall the package, or build it: pip install .")
+    return found if found.state == "ok" else Check(name, "absent", found.found, found.remedy)
 
 
-def _operator() -> str:
+def _onnxruntime() -> Check:
+    names = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
+    both = {"onnxruntime", "onnxruntime-gpu"}
+    if both <= names:
+        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one that is wanted"
+        return Check("onnxruntime", "broken", "onnxruntime and onnxruntime-gpu overwrite each other's files", remedy)
+    return _package("onnxruntime", remedy="pip install 'intfa-onnx[ort]'")
+
+
+def _tensorrt() -> Check:
+    check = _package("tensorrt", remedy="only to run engines: pip install 'intfa-onnx[trt]'")
+    major = check.found.partition(".")[0]
+    if check.state == "ok" and major not in map(str, _TENSORRT_MAJORS):
+        supported = " and ".join(map(str, _TENSORRT_MAJORS))
+        return Check("tensorrt", "absent", f"{check.found} (supported: {supported})", "install one that is supported")
+    return check
+
+
+def _library(host: native.Host) -> str:
+    path = native.get_library_path(host)
+    floor, here = glibc_floor(path), platform.libc_ver()[1]
+    if here and floor > _numbers(here):
+        raise RuntimeError(f"{path} needs glibc {_dotted(floor)}, and this system has {here}")
+    library = ctypes.CDLL(str(path))
+    missing = [name for name in _EXPORTS[host] if not hasattr(library, name)]
+    if missing:
+        raise RuntimeError(f"{path} does not export {', '.join(missing)}")
+    if host == "ort":
+        library.intfa_version.restype = ctypes.c_char_p
+        version = library.intfa_version().decode()
+        if version != intfa_onnx.__version__:
+            raise RuntimeError(f"{path} is of version {version}, the package of version {intfa_onnx.__version__}")
+    size = path.stat().st_size / 1e6
+    return f"{path}, {size:.1f} MB, exports {', '.join(_EXPORTS[host])}, needs glibc {_dotted(floor)}"
+
+
+def glibc_floor(library: Path) -> tuple[int, ...]:
+    """Return the oldest glibc, e.g. (2, 34), that has every symbol version that a library asks for."""
+    return max(map(_numbers, re.findall(r"\x00GLIBC_(2[.0-9]+)(?=\x00)", library.read_bytes().decode("latin-1"))))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _operator(providers: Sequence[str] = (CPU,)) -> str:
     """Run one node; every key has the same score, so each query's output is the mean of V."""
-    session = open_session(probe_model().SerializeToString())
+    session = open_session(probe_model().SerializeToString(), providers=providers)
     v = np.arange(32, dtype=np.float32).reshape(1, 1, 4, 8)
     q = np.ones_like(v)
     (y,) = session.run(None, {"Q": q, "K": q, "V": v})

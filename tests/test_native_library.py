@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from intfa_onnx import native
+from intfa_onnx import c_abi, doctor, native
 from intfa_onnx.errors import UnsupportedError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,34 @@ def test_needs_no_host_runtime_and_no_cuda_library() -> None:
     assert "libstdc++" in needed  # linked statically it would raise the oldest glibc
 
 
+def test_old_systems_can_load_it() -> None:
+    """The ceiling is the glibc of RHEL 9; Ubuntu 22.04 and Debian 12 have a newer one."""
+    answer = subprocess.run([tool("readelf"), "-V", library()], capture_output=True, text=True, check=True)
+    needed = max(tuple(map(int, v.split("."))) for v in re.findall(r"Name: GLIBC_(2[\d.]+)", answer.stdout))
+    assert doctor.glibc_floor(Path(library())) == needed
+    assert needed <= (2, 34)
+
+
+def test_cuda_without_a_driver_is_said_in_words() -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a driver")
+    problem, tensors = c_abi.Problem(), c_abi.Tensors()
+    sizes = {"batch": 1, "num_heads": 1, "kv_num_heads": 1, "seqlen_q": 4, "seqlen_new": 4, "head_dim": 8}
+    for name, size in (sizes | {"head_dim_v": 8, "window_left": -1, "window_right": -1}).items():
+        setattr(problem, name, size)
+    for name in ("q", "k", "v", "y"):
+        setattr(tensors, name, 256)  # an address that nobody looks at
+    try:
+        c_abi.cuda_workspace_bytes(problem)
+    except UnsupportedError as error:
+        assert "this build of intfa has CPU kernels only" in str(error)  # noqa: PT017  # either answer is right
+        return
+    with pytest.raises(
+        UnsupportedError, match=r"No NVIDIA driver is found, and this build needs CUDA \d\d\.\d\. Install"
+    ):
+        c_abi.run_cuda(problem, tensors, 256)
+
+
 def configure(*options: str) -> tuple[int, str]:
     command = [tool("cmake"), "-S", str(ROOT), "-B", str(CACHE), "-G", "Ninja", "--fresh"]
     tool("ninja")
@@ -80,13 +108,27 @@ def test_configure_without_cuda_says_so_and_looks_for_nothing() -> None:
     assert "CMAKE_CUDA_COMPILER" not in (CACHE / "CMakeCache.txt").read_text()
 
 
-def test_cpu_core_under_sanitizers() -> None:
-    """Nothing is read or written outside, no undefined behaviour, over the driver's edge shapes."""
+@pytest.fixture(scope="module")
+def sanitized() -> Path:
+    """Build the CPU core and its native tests with sanitizers; return the folder of the programs."""
     cmake = tool("cmake")
     tool("ninja")
     for command in (["--preset", "asan"], ["--build", "--preset", "asan"]):
         answer = subprocess.run([cmake, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
         assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
-    answer = subprocess.run([ROOT / "build/asan/tests/native/cpu_edge_shapes"], capture_output=True, text=True)
+    return ROOT / "build/asan/tests/native"
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("cpu_edge_shapes", r"\d{4,} runs\n"),
+        ("amx_products", r"\d{4,} tile products, all equal to the portable unit's\n"),
+    ],
+    ids=["cpu_edge_shapes", "amx_products"],
+)
+def test_cpu_core_under_sanitizers(sanitized: Path, program: str, says: str) -> None:
+    """Nothing is read or written outside, no undefined behaviour, and each driver's own checks hold."""
+    answer = subprocess.run([sanitized / program], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr[-3000:]
-    assert re.fullmatch(r"\d{4,} runs\n", answer.stdout)
+    assert re.fullmatch(says, answer.stdout)
