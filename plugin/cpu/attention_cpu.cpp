@@ -3,10 +3,12 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <sstream>
 
 #include "core/backend.h"
 #include "core/numerics.h"
+#include "cpu/amx.h"
 #include "cpu/int8_product.h"
 #include "cpu/pack.h"
 #include "cpu/softmax.h"
@@ -23,14 +25,15 @@ struct Call {
   const AttentionTensors& tensors;
   const Layout& layout;
   PForm form;
+  bool amx = amx_usable();
   PackHeadFn pack_head = cpu::pack_head();
   PackQueriesFn pack_queries = cpu::pack_queries();
   LoadMaskFn load_mask = cpu::load_mask();
   NormalizeRowFn normalize_row = cpu::normalize_row();
   StoreOutputFn store_output = cpu::store_output();
   SoftmaxFn softmax = softmax_tile(form);
-  ScoreProductFn score_product = cpu::score_product();
-  OutputProductFn output_product = cpu::output_product();
+  ScoreProductFn score_product = amx ? amx_scores : cpu::score_product();
+  OutputProductFn output_product = amx ? amx_output : cpu::output_product();
   FloatOutputProductFn float_output_product = cpu::float_output_product();
   std::atomic<int64_t> next_head{0};
   std::atomic<int64_t> next_block{0};
@@ -250,6 +253,8 @@ void block_worker(void* context, size_t worker) {
   const Layout& layout = call.layout;
   const Block block = layout.block(call.tensors.workspace, static_cast<int>(worker));
   const int64_t group = p.num_heads / p.kv_num_heads;
+  std::optional<AmxTiles> tiles;
+  if (call.amx) tiles.emplace(static_cast<int>(p.head_dim));
   for (int64_t i; (i = call.next_block.fetch_add(1)) < layout.num_kv_heads * layout.blocks_per_head;) {
     const int64_t head = i / layout.blocks_per_head;
     // last rows first: under a causal mask they are the longest
@@ -302,7 +307,7 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
   Call call{problem, tensors, layout, p_form(problem)};
   if (log_enabled()) {
     std::ostringstream line;
-    line << describe(problem) << ": cpu " << instruction_set() << " tile_n=" << layout.tile_n
+    line << describe(problem) << ": cpu " << instruction_set() << (call.amx ? "+AMX" : "") << " tile_n=" << layout.tile_n
          << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
     log_line(line.str());
   }
