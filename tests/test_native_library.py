@@ -123,9 +123,10 @@ def sanitized() -> Path:
     ("program", "says"),
     [
         ("cpu_edge_shapes", r"\d{4,} runs\n"),
+        ("cpu_edge_shapes_amx", r"\d{4,} runs\n"),
         ("amx_products", r"\d{4,} tile products, all equal to the portable unit's\n"),
     ],
-    ids=["cpu_edge_shapes", "amx_products"],
+    ids=["cpu_edge_shapes", "cpu_edge_shapes_amx", "amx_products"],
 )
 def test_cpu_core_under_sanitizers(sanitized: Path, program: str, says: str) -> None:
     """Nothing is read or written outside, no undefined behaviour, and each driver's own checks hold."""

@@ -156,7 +156,9 @@ void amx_scores(const ScoreProduct&) {}
 void amx_output(const OutputProduct&) {}
 #endif
 
-#if defined(INTFA_HAVE_AMX) && !defined(INTFA_AMX_EMULATION)
+#if defined(INTFA_AMX_EMULATION)
+bool amx_usable() { return true; }
+#elif defined(INTFA_HAVE_AMX)
 bool amx_usable() {
   static const bool usable = [] {
     if (!__builtin_cpu_supports("avx512f")) return false;  // with the kernel's consent

@@ -307,8 +307,8 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
   Call call{problem, tensors, layout, p_form(problem)};
   if (log_enabled()) {
     std::ostringstream line;
-    line << describe(problem) << ": cpu " << instruction_set() << (call.amx ? "+AMX" : "") << " tile_n=" << layout.tile_n
-         << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
+    line << describe(problem) << ": cpu " << instruction_set() << (call.amx ? "+AMX" : "")
+         << " tile_n=" << layout.tile_n << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
     log_line(line.str());
   }
   run_workers(execution, layout.num_workers, pack_worker, &call);

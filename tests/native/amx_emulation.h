@@ -14,9 +14,9 @@ struct Tile {
   uint8_t data[16][64];
 };
 
-inline bool configured = false;
-inline Tile tiles[8];
-inline long multiplications = 0;  // tile products so far: a test sees that it tests something
+inline thread_local bool configured = false;
+inline thread_local Tile tiles[8];
+inline thread_local long multiplications = 0;  // tile products so far: a test sees that it tests something
 
 inline void require(bool condition, const char* what) {
   if (condition) return;

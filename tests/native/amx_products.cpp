@@ -1,9 +1,8 @@
 // The AMX products on emulated tile instructions, against the portable unit: equal bit by bit, for every head size.
-#define INTFA_AMX_EMULATION "amx_emulation.h"
 #include <random>
 #include <vector>
 
-#include "cpu/amx.cpp"
+#include "cpu/amx.cpp"  // built with the emulation
 #include "cpu/int8_product.h"
 
 namespace intfa::cpu {
