@@ -27,38 +27,53 @@ HWY_INLINE VI broadcast4(const void* four_bytes) {
   return hn::Set(DI(), word);
 }
 
-// Scores of kR rows and kV vectors of keys.
+// sum += u . s, by fours.
+HWY_INLINE void add_products(hn::Vec<DUB> u, hn::Vec<DB> s, VI& sum) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  // what SumOfMulQuadAccumulate is here; but around its intrinsic GCC 12 copies every sum at every turn of a loop
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(u.raw), "v"(s.raw));
+#else
+  sum = hn::SumOfMulQuadAccumulate(DI(), u, s, sum);
+#endif
+}
+
+// Scores of kR rows and kV vectors of keys. What the loops read of `a` is copied out of it: the compiler cannot know
+// that the stores leave it alone, and would load it again after each.
 template <int kR, int kV>
 HWY_INLINE void score_block(const ScoreProduct& a, int row, int64_t key) {
   const DI di;
   const DUB dub;
   const DB db;
+  const int64_t head_dim = a.head_dim, stride = a.stride;
   // vector v starts at key + v * kLanes: group (key + v * kLanes) / 16, lane (v * kLanes) % 16
   const uint8_t* k[kV];
   for (int v = 0; v < kV; ++v) {
     const int64_t first = key + v * kLanes;
-    k[v] = a.k_codes + first / kGroup * (kGroup * a.head_dim) + first % kGroup * 4;
+    k[v] = a.k_codes + first / kGroup * (kGroup * head_dim) + first % kGroup * 4;
   }
-  const int8_t* q = a.q_codes + static_cast<int64_t>(row) * a.head_dim;
+  const int8_t* q = a.q_codes + row * head_dim;
   VI sum[kR][kV];
   for (int r = 0; r < kR; ++r)
     for (int v = 0; v < kV; ++v) sum[r][v] = hn::Set(di, -128 * a.q_sum[row + r]);  // takes K's +128 off again
-  for (int c = 0; c < a.head_dim; c += 4) {
+  for (int64_t c = 0; c < head_dim; c += 4) {
     hn::Vec<DUB> kv[kV];
     for (int v = 0; v < kV; ++v) kv[v] = hn::Load(dub, k[v] + c * kGroup);
     for (int r = 0; r < kR; ++r) {
-      const auto qv = hn::BitCast(db, broadcast4(q + r * a.head_dim + c));
-      for (int v = 0; v < kV; ++v) sum[r][v] = hn::SumOfMulQuadAccumulate(di, kv[v], qv, sum[r][v]);
+      const auto qv = hn::BitCast(db, broadcast4(q + r * head_dim + c));
+      for (int v = 0; v < kV; ++v) add_products(kv[v], qv, sum[r][v]);
     }
   }
+  int32_t* out = a.scores + row * stride + key;
   for (int r = 0; r < kR; ++r)
-    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], di, a.scores + (row + r) * a.stride + key + v * kLanes);
+    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], di, out + r * stride + v * kLanes);
 }
 
 void scores(const ScoreProduct& a) {
   constexpr int kKeys = kBlockVectors * kLanes;
-  for (int64_t key = a.chunk_begin * kChunk; key < a.chunk_end * kChunk; key += kKeys)
-    for (int row = 0; row < a.rows; row += 4) score_block<4, kBlockVectors>(a, row, key);
+  const int64_t end = a.chunk_end * kChunk;
+  const int rows = a.rows;
+  for (int64_t key = a.chunk_begin * kChunk; key < end; key += kKeys)
+    for (int row = 0; row < rows; row += 4) score_block<4, kBlockVectors>(a, row, key);
 }
 
 // Output of kR rows and kV vectors of channels, from `channel` on.
@@ -68,35 +83,37 @@ HWY_INLINE void output_block(const OutputProduct& a, int row, int channel) {
   const DF d;
   const DUB dub;
   const DB db;
+  const int64_t stride = a.stride, width = a.channel_groups * kGroup;
   VI sum[kR][kV];
   for (int r = 0; r < kR; ++r)
     for (int v = 0; v < kV; ++v) sum[r][v] = hn::Zero(di);
-  const int64_t chunk_bytes = static_cast<int64_t>(a.channel_groups) * kGroup * kChunk;
-  for (int chunk = a.chunk_begin; chunk < a.chunk_end; ++chunk) {
-    const int8_t* v_group[kV];
-    for (int v = 0; v < kV; ++v) {
-      const int first = channel + v * kLanes;
-      v_group[v] = a.v_codes + chunk * chunk_bytes + first / kGroup * (kGroup * kChunk) + first % kGroup * 4;
-    }
-    const uint8_t* p = a.p + row * a.stride + chunk * kChunk;
-    for (int quad = 0; quad < kChunk / 4; ++quad) {
+  const int8_t* v_group[kV];
+  for (int v = 0; v < kV; ++v) {
+    const int first = channel + v * kLanes;
+    v_group[v] = a.v_codes + first / kGroup * (kGroup * kChunk) + first % kGroup * 4;
+  }
+  const uint8_t* p = a.p + row * stride;
+  const int64_t end = a.chunk_end * kChunk;
+  for (int64_t chunk = a.chunk_begin * kChunk; chunk < end; chunk += kChunk)
+    for (int64_t quad = 0; quad < kChunk; quad += 4) {
       hn::Vec<DB> vv[kV];
-      for (int v = 0; v < kV; ++v) vv[v] = hn::Load(db, v_group[v] + quad * kGroup * 4);
+      for (int v = 0; v < kV; ++v) vv[v] = hn::Load(db, v_group[v] + chunk * width + quad * kGroup);
       for (int r = 0; r < kR; ++r) {
-        const auto pv = hn::BitCast(dub, broadcast4(p + r * a.stride + quad * 4));
-        for (int v = 0; v < kV; ++v) sum[r][v] = hn::SumOfMulQuadAccumulate(di, pv, vv[v], sum[r][v]);
+        const auto pv = hn::BitCast(dub, broadcast4(p + r * stride + chunk + quad));
+        for (int v = 0; v < kV; ++v) add_products(pv, vv[v], sum[r][v]);
       }
     }
-  }
-  const int64_t width = a.channel_groups * kGroup;
+  float* out = a.output + row * width + channel;
+  VF alpha[kR], beta[kR];
   for (int r = 0; r < kR; ++r) {
-    const VF alpha = hn::Set(d, a.alpha[row + r]), beta = hn::Set(d, a.beta[row + r]);
-    for (int v = 0; v < kV; ++v) {
-      float* out = a.output + (row + r) * width + channel + v * kLanes;
-      const VF product = hn::ConvertTo(d, sum[r][v]);
-      hn::Store(hn::MulAdd(product, beta, hn::Mul(hn::Load(d, out), alpha)), d, out);
-    }
+    alpha[r] = hn::Set(d, a.alpha[row + r]);
+    beta[r] = hn::Set(d, a.beta[row + r]);
   }
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kV; ++v) {
+      float* o = out + r * width + v * kLanes;
+      hn::Store(hn::MulAdd(hn::ConvertTo(d, sum[r][v]), beta[r], hn::Mul(hn::Load(d, o), alpha[r])), d, o);
+    }
 }
 
 template <int kV>
