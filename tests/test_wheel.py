@@ -1,0 +1,81 @@
+"""The wheel: what is in it, and that it works in an environment that has nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_models import attention_model
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_MEGABYTES = 50
+
+SESSION = """
+import sys, numpy as np, onnxruntime, intfa_onnx
+options = onnxruntime.SessionOptions()
+intfa_onnx.register(options)
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+np.save(sys.argv[3], session.run(None, dict(np.load(sys.argv[2])))[0])
+print(intfa_onnx.__file__)
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    answer = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
+    return answer.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source archive as ``python -m build`` does it; CPU kernels only, for time."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, "-Ccmake.define.INTFA_CUDA=OFF", ROOT, cwd=folder)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_name_size_and_content(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wheel.name == "intfa_onnx-0.1.0-py3-none-linux_x86_64.whl"
+    megabytes = wheel.stat().st_size / 1e6
+    with capsys.disabled():
+        print(f"\n{wheel.name}: {megabytes:.1f} MB")
+    assert megabytes < MAX_MEGABYTES
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "intfa_onnx/lib/libintfa_ort.so",
+        "intfa_onnx/lib/libintfa_trt.so",
+        "intfa_onnx/polygraphy_plugins/IntFlashAttention/pattern.py",
+        "intfa_onnx/py.typed",
+    } <= names
+    outside = {n for n in names if not n.startswith(("intfa_onnx/", "intfa_onnx-0.1.0.dist-info/"))}
+    assert not outside, "only the package belongs into site-packages"
+    assert not {n for n in names if n.endswith((".pyc", ".a", ".h", ".cpp"))}
+
+
+def test_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    """As the README's quickstart: install, rewrite, register, run."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python, program = tmp_path / "venv/bin/python", tmp_path / "venv/bin/intfa-onnx"
+    run(python, "-m", "pip", "install", "-q", f"{wheel}[ort]", cwd=tmp_path)
+    assert "rewritten models run here" in run(program, "doctor", cwd=tmp_path)
+
+    onnx.save(attention_model(), tmp_path / "model.onnx")
+    assert "1 attention found: 1 replaced" in run(program, "rewrite", "model.onnx", "-o", "int8.onnx", cwd=tmp_path)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 2, s, 16)).astype(np.float32) for s in (5, 7, 7))
+    np.savez(tmp_path / "feed.npz", Q=q, K=k, V=v)
+    where = run(python, "-c", SESSION, "int8.onnx", "feed.npz", "y.npy", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(tmp_path)
+    scores = 0.25 * q @ k.swapaxes(2, 3)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    # About six steps of V's INT8 code: room for the codes of Q, K and P; a wrong layout or scale is off by far more.
+    assert np.abs(np.load(tmp_path / "y.npy") - expected).max() < 0.05 * np.abs(v).max()
