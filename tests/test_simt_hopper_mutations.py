@@ -16,21 +16,22 @@ from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 CASE = next(c for c in CASES if c.name == "sink")  # 520 keys, five tiles: every stage comes round
 MODES = all_modes()
 
-WAIT_S, WAIT_PV = "    ptx::wgmma_wait<0>(s[0]);\n", "    ptx::wgmma_wait<0>(acc);\n"
-COMMIT = "    ptx::wgmma_commit();\n"
-FENCE = "    ptx::wgmma_fence();\n"
-RELEASE_K, RELEASE_V = "    release(stage.empty_k());\n", "    release(stage.empty_v());\n"
+WAIT_S, WAIT_PV = "    ptx::wgmma_wait<0>(s[0]);\n", "      ptx::wgmma_wait<0>(acc);\n"
+COMMIT_S, COMMIT_PV = "    ptx::wgmma_commit();\n", "      ptx::wgmma_commit();\n"
+FENCE_S, FENCE_PV = "    ptx::wgmma_fence();\n", "      ptx::wgmma_fence();\n"
+RELEASE_K = "    release(stage.empty_k());\n"
+RELEASE_V = "      if (part == kDim / Shape::kPart - 1) release(stage.empty_v());\n"
 SCALE = "    scale_scores</*kBiased=*/false>(s, stage.k_scales() + 16 * t);\n"
-PARITY = "parity(i / kNumStages & 1)"
+PARITY = "parity(i / Shape::kStages & 1)"
 ARRIVE = "    ptx::sync_warp();\n    if (lane == 0) ptx::mbarrier_arrive(barrier);\n"
 WAIT = "ptx::mbarrier_wait(stage.{}(), stage.parity);\n"
-DECLARE_S, DECLARE_PV = "    int32_t s[1][kKeys / 8][4];\n", "    int32_t acc[kDim / 8][4];\n"
+DECLARE_S, DECLARE_PV = "    int32_t s[1][kKeys / 8][4];\n", "      int32_t acc[Shape::kPart / 8][4];\n"
 
 BUGS = {
     # waiting for data
     "k_not_waited_for": [(WAIT.format("full_k"), "\n")],
     "v_not_waited_for": [(WAIT.format("full_v"), "\n")],
-    "waits_for_the_other_phase": [(PARITY, "parity((i / kNumStages & 1) ^ 1)")],
+    "waits_for_the_other_phase": [(PARITY, "parity((i / Shape::kStages & 1) ^ 1)")],
     "phase_never_turns": [(PARITY, "parity(0)")],
     # giving stages back
     "k_released_before_its_products": [(RELEASE_K, ""), (WAIT_S, RELEASE_K + WAIT_S)],
@@ -46,10 +47,10 @@ BUGS = {
     "pv_read_in_flight": [(WAIT_PV, "")],
     "s_wait_off_by_one": [(WAIT_S, WAIT_S.replace("<0>", "<1>"))],
     "pv_wait_off_by_one": [(WAIT_PV, WAIT_PV.replace("<0>", "<1>"))],
-    "s_not_committed": [(COMMIT + WAIT_S, WAIT_S)],
-    "pv_not_committed": [(COMMIT + WAIT_PV, WAIT_PV)],
-    "s_without_wgmma_fence": [(DECLARE_S + FENCE, DECLARE_S)],
-    "pv_without_wgmma_fence": [(DECLARE_PV + FENCE, DECLARE_PV)],
+    "s_not_committed": [(COMMIT_S + WAIT_S, WAIT_S)],
+    "pv_not_committed": [(COMMIT_PV + WAIT_PV, WAIT_PV)],
+    "s_without_wgmma_fence": [(DECLARE_S + FENCE_S, DECLARE_S)],
+    "pv_without_wgmma_fence": [(DECLARE_PV + FENCE_PV, DECLARE_PV)],
     # proxies and barriers
     "q_without_proxy_fence": [("  ptx::fence_async_proxy();\n", "")],
     "no_barrier_after_q": [("  ptx::sync_block();  // Q, the limits", "  // Q, the limits")],
@@ -57,7 +58,7 @@ BUGS = {
     "fewer_bytes_announced": [("Shape::kKeys * (kDim + 4)", "Shape::kKeys * kDim")],
     # places
     "v_halves_swapped": [("c / 2 * kTileN * kDim", "(1 - c / 2) * kTileN * kDim")],
-    "v_columns_swapped": [("VTile::operand(half, c % 2)", "VTile::operand(half, 1 - c % 2)")],
+    "v_columns_swapped": [("kTileN, c % 2)", "kTileN, 1 - c % 2)")],
     "row_groups_too_close": [("256 * column, 8 * kRowBytes", "256 * column, 4 * kRowBytes")],
 }
 

@@ -1,7 +1,7 @@
 // Tile shape and shared memory of the wgmma kernel, by head size; as attention_shape.h for the mma.sync kernels.
 //
 // Shared memory, in this order:
-//   kNumStages stages of {K [kKeys, Dp] s8, V^T [2, Dp, kTileN] s8, k_scale [kKeys] f32}
+//   kStages stages of {K [kKeys, Dp] s8, V^T [2, Dp, kTileN] s8, k_scale [kKeys] f32}
 //   Q's codes [kTileM, Dp] s8
 //   with kScored: the mask's terms for the tile [kTileM, kKeys] f32; shift [kTileM] f32 (RowTable)
 //   unit [kTileM] f32 (RowTable), the CTA's Limits, the barriers of each stage
@@ -20,19 +20,24 @@ struct WgmmaShape {
   static constexpr int kTileM = kNumWarps * kWarpRows;
   static constexpr int kThreads = kNumWarps * 32;  // one warpgroup
   // Per SM: other CTAs' softmax hides a CTA's products.
-  static constexpr int kMinBlocks = kScored ? 2 : 3;
+  static constexpr int kMinBlocks = kScored || kDim == 256 ? 2 : 3;
   static constexpr bool kQInRegisters = kDim == 64;
+  // K and V come and go by themselves, so that even one stage loads under products and softmax; at 256 a second would
+  // leave one CTA per SM.
+  static constexpr int kStages = kDim == 256 ? 1 : 2;
+  // P.V by this many channels: at 256 the accumulators of all would not fit beside O.
+  static constexpr int kPart = kDim == 256 ? 128 : kDim;
 
   static constexpr int kVOffset = kKeys * kDim;
   static constexpr int kScaleOffset = 2 * kKeys * kDim;
   static constexpr int kStageBytes = kScaleOffset + 4 * kKeys;
-  static constexpr int kQOffset = kNumStages * kStageBytes;
+  static constexpr int kQOffset = kStages * kStageBytes;
   static constexpr int kMaskOffset = kQOffset + kTileM * kDim;
   static constexpr int kShiftOffset = kMaskOffset + (kScored ? 4 * kTileM * kKeys : 0);
   static constexpr int kUnitOffset = kShiftOffset + (kScored ? 4 * kTileM : 0);
   static constexpr int kLimitsOffset = kUnitOffset + 4 * kTileM;
   static constexpr int kBarrierOffset = kLimitsOffset + 16;
-  static constexpr int kSmemBytes = kBarrierOffset + 32 * kNumStages;
+  static constexpr int kSmemBytes = kBarrierOffset + 32 * kStages;
 };
 
 }  // namespace intfa::cuda

@@ -2,7 +2,7 @@
 // keys.
 //
 // CTA: one warpgroup, 64 queries, 16 per warp; the other CTAs of the SM hide what this one waits for. Tiles of kKeys
-// keys (two packed tiles) pass through kNumStages stages of shared memory. Thread 0 brings them by bulk copies: the
+// keys (two packed tiles) pass through kStages stages of shared memory. Thread 0 brings them by bulk copies: the
 // prologue has packed K and V^T in core-matrix order, so a copy is contiguous and its target is at once an operand of
 // wgmma, with no tensor map and no swizzle. S's accumulators become P's operands in place, as with mma.sync: wgmma's
 // fragments are those of mma m16n8k32, and K's rows come in packed_row order.
@@ -49,9 +49,9 @@ struct Stage {
 
   // of the i-th tile that the CTA visits
   INTFA_DEVICE Stage(uint32_t smem, unsigned i)
-      : tile(smem + i % kNumStages * Shape::kStageBytes),
-        barriers(smem + Shape::kBarrierOffset + i % kNumStages * 32),
-        parity(i / kNumStages & 1) {}
+      : tile(smem + i % Shape::kStages * Shape::kStageBytes),
+        barriers(smem + Shape::kBarrierOffset + i % Shape::kStages * 32),
+        parity(i / Shape::kStages & 1) {}
   INTFA_DEVICE uint32_t v() const { return tile + Shape::kVOffset; }
   INTFA_DEVICE uint32_t k_scales() const { return tile + Shape::kScaleOffset; }
   INTFA_DEVICE uint32_t full_k() const { return barriers; }
@@ -115,10 +115,10 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
                        (static_cast<int64_t>(work.kv_head) * params.num_tiles + 2 * first_tile) * Source::kBytes;
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int i = 0; i < kNumStages; ++i) Stage<Shape>(smem, i).init();
+    for (int i = 0; i < Shape::kStages; ++i) Stage<Shape>(smem, i).init();
     ptx::fence_mbarrier_init();
 #pragma unroll
-    for (int i = 0; i < kNumStages; ++i) {
+    for (int i = 0; i < Shape::kStages; ++i) {
       if (first_tile + i >= last_tile) break;
       load_k<kDim>(Stage<Shape>(smem, i), source);
       load_v<kDim>(Stage<Shape>(smem, i), source);
@@ -206,28 +206,37 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
     constexpr int32_t kUnused[4] = {};  // wgmma's sums need no start value
     softmax_tile<P, kScored>(p, weight, o, rows, s, tile_max, kUnused, /*unbias=*/false);
 
-    ptx::mbarrier_wait(stage.full_v(), stage.parity);
-    int32_t acc[kDim / 8][4];
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int c = 0; c < kKeys / 32; ++c) {
-      const uint32_t half = stage.v() + c / 2 * kTileN * kDim;
-      ptx::wgmma_u8s8(acc, p[0][c], VTile::operand(half, c % 2), c > 0);
+    const bool loads = threadIdx.x == 0 && tile + Shape::kStages < last_tile;
+    if (loads) {
+      ptx::mbarrier_wait(stage.empty_k(), stage.parity);
+      load_k<kDim>(stage, source);
     }
-    ptx::wgmma_commit();
-    ptx::wgmma_wait<0>(acc);
-    release(stage.empty_v());
+    ptx::sync_warp();
+
+    ptx::mbarrier_wait(stage.full_v(), stage.parity);
 #pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
+    for (int part = 0; part < kDim / Shape::kPart; ++part) {
+      int32_t acc[Shape::kPart / 8][4];
+      ptx::wgmma_fence();
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        o[0][i][e] = ptx::fma_rn(ptx::f32_from_s32(acc[i][e]), weight[0][e >> 1], o[0][i][e]);
+      for (int c = 0; c < kKeys / 32; ++c) {
+        const uint32_t half = stage.v() + c / 2 * kTileN * kDim;
+        ptx::wgmma_u8s8(acc, p[0][c], VTile::operand(half + part * Shape::kPart * kTileN, c % 2), c > 0);
+      }
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<0>(acc);
+      if (part == kDim / Shape::kPart - 1) release(stage.empty_v());
+#pragma unroll
+      for (int i = 0; i < Shape::kPart / 8; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& sum = o[0][part * Shape::kPart / 8 + i][e];
+          sum = ptx::fma_rn(ptx::f32_from_s32(acc[i][e]), weight[0][e >> 1], sum);
+        }
       }
     }
 
-    if (threadIdx.x == 0 && tile + kNumStages < last_tile) {
-      ptx::mbarrier_wait(stage.empty_k(), stage.parity);
-      load_k<kDim>(stage, source);
+    if (loads) {
       ptx::mbarrier_wait(stage.empty_v(), stage.parity);
       load_v<kDim>(stage, source);
       source += 2 * Source::kBytes;

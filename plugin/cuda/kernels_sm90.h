@@ -1,7 +1,6 @@
 // The table of wgmma kernels: what a launcher prefers to kernels.h's on an sm_90 GPU, where the build has code for
 // sm_90a. What is not in it stays on mma.sync:
 //   head size 32    its products are too small to keep the tensor cores busy, and the exponentials bound either kernel
-//   head size 256   O and P.V's accumulators exceed the registers of one warpgroup
 //   kPaperInt8      exists to reproduce a table, not for speed
 //   kHalfPV         its second product is in float16; it waits for a measurement that asks for it
 #pragma once
@@ -14,7 +13,7 @@ struct WgmmaKernel {
   int head_dim;
   AttentionKernel attention;
 };
-constexpr int kNumWgmmaKernels = 6;
+constexpr int kNumWgmmaKernels = 8;
 extern const WgmmaKernel kWgmmaKernels[kNumWgmmaKernels];
 
 }  // namespace intfa::cuda

@@ -47,7 +47,7 @@ def build(bugs: Mapping[str, toolchain.Replacements]) -> Path:
         "hopper-bugs",
         {
             "cuda/dispatch.cu": one_dim,
-            "cuda/kernels_sm90.h": [("kNumWgmmaKernels = 6", "kNumWgmmaKernels = 1")],
+            "cuda/kernels_sm90.h": [("kNumWgmmaKernels = 8", "kNumWgmmaKernels = 1")],
         },
     )
     original = (tree / KERNEL).read_text()
