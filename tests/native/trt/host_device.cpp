@@ -5,7 +5,7 @@
 namespace intfa {
 namespace {
 
-Status supports(const AttentionProblem& problem) { return cpu_backend().validate(problem); }
+Status host_supports(const AttentionProblem& problem) { return cpu_backend().validate(problem); }
 
 Execution on_host(const Execution& execution) {
   Execution host = execution;
@@ -13,18 +13,18 @@ Execution on_host(const Execution& execution) {
   return host;
 }
 
-Status workspace_bytes(const AttentionProblem& problem, const Execution& execution, size_t* bytes) {
+Status host_workspace_bytes(const AttentionProblem& problem, const Execution& execution, size_t* bytes) {
   return cpu_backend().workspace_bytes(problem, on_host(execution), bytes);
 }
 
-Status run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
+Status host_run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
   return cpu_backend().run(problem, tensors, on_host(execution));
 }
 
 }  // namespace
 
 const Backend& cuda_backend() {
-  static constexpr Backend kBackend = {supports, workspace_bytes, run};
+  static constexpr Backend kBackend = {host_supports, host_workspace_bytes, host_run};
   return kBackend;
 }
 

@@ -1,0 +1,225 @@
+"""The TensorRT plugin without TensorRT and without a GPU: its contract method by method, and every case on the host."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from cases import CASES, AttentionCase, typed_inputs
+from truth import HALF, PAPER, TILE, Scheme, truth_of
+
+from intfa_onnx import op_schema
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "test_trt"
+# CMake looks for ninja in PATH, where this environment's scripts need not be.
+ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
+BY_NAME = {case.name: case for case in CASES}
+
+# nvinfer1::DataType and nvinfer1::PluginFieldType, by their numbers
+TYPES = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float16): 1,
+    np.dtype(np.int8): 2,
+    np.dtype(np.bool_): 4,
+    np.dtype(ml_dtypes.bfloat16): 7,
+    np.dtype(np.int64): 8,
+}
+FLOAT32, INT32, CHAR = 1, 5, 6
+
+pytestmark = pytest.mark.xdist_group("trt_plugin")
+
+
+def build(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:
+    cmake = shutil.which("cmake", path=ENVIRONMENT["PATH"])
+    if cmake is None or shutil.which("ninja", path=ENVIRONMENT["PATH"]) is None:
+        pytest.skip("cmake and ninja are needed")
+    options = ("-G", "Ninja", "-DINTFA_CUDA=OFF", "-DINTFA_BUILD_ORT=OFF", "-DINTFA_BUILD_TESTS=ON", *options)
+    for command in (["-S", str(ROOT), "-B", str(folder), *options], ["--build", str(folder), "--target", *targets]):
+        answer = subprocess.run([cmake, *command], env=ENVIRONMENT, capture_output=True, text=True)
+        assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
+    return folder / "tests/native"
+
+
+def run_contract(program: Path, plugin: Path, version: int) -> str:
+    command = [program / "trt_contract", plugin / "libtrt_plugin_on_fakes.so", str(version)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert re.search(r"\d{4,} checks\n$", answer.stdout)
+    return answer.stdout
+
+
+@pytest.mark.parametrize("version", [10, 11])
+def test_contract_under_sanitizers(version: int) -> None:
+    """Every method, every refusal and its log line, every allocation that fails; registered in any order."""
+    folder = build(BUILD, "trt_contract", "trt_plugin_on_fakes")
+    said = run_contract(folder, folder, version)
+    fields = dict(re.findall(r"field (\w+) (\d+)", said))
+    # The parser itself reads the two that choose the plugin.
+    expected = {n: a for n, a in op_schema.ATTRIBUTES.items() if n not in ("plugin_namespace", "plugin_version")}
+    types = {int: INT32, float: FLOAT32, str: CHAR}
+    assert fields == {name: str(types[type(a.default)]) for name, a in expected.items()}
+
+
+def test_contract_with_the_headers_of_tensorrt() -> None:
+    """Our declaration of the interface and NVIDIA's are one ABI: programs and libraries of both work together."""
+    root = os.environ.get("TENSORRT_ROOT")
+    if not root:
+        pytest.skip("TENSORRT_ROOT is not set; no package of the index has TensorRT's headers")
+    header = (Path(root) / "include/NvInferVersion.h").read_text()
+    found = re.search(r"define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) (\d+)", header)
+    assert found
+    targets = ("trt_contract", "trt_plugin_on_fakes")
+    ours = build(BUILD, *targets)
+    theirs = build(ROOT / "build" / "test_trt_headers", *targets, options=(f"-DTENSORRT_ROOT={root}",))
+    for program, plugin in ((theirs, theirs), (theirs, ours), (ours, theirs)):
+        run_contract(program, plugin, int(found[1]))
+
+
+class Field(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("length", ctypes.c_int32),
+    )
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 8),
+        ("data", ctypes.c_void_p),
+    )
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    """The plugin over the CPU's kernels, and TensorRT's life of a layer around it."""
+    return ctypes.CDLL(str(build(BUILD, "trt_layer_on_host") / "libtrt_layer_on_host.so"))
+
+
+def fields_of(attributes: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Return attributes as TensorRT's parser gives them to a creator, and what keeps their memory."""
+    fields = (Field * max(1, len(attributes)))()
+    memory: list[Any] = []
+    for field, (name, value) in zip(fields, attributes.items(), strict=False):
+        if isinstance(value, str):
+            data = ctypes.create_string_buffer(value.encode(), max(1, len(value)))
+            kind, length = CHAR, len(value)
+        else:
+            data = (ctypes.c_float if isinstance(value, float) else ctypes.c_int32)(value)
+            kind, length = FLOAT32 if isinstance(value, float) else INT32, 1
+        memory.append(data)
+        field.name, field.data, field.type, field.length = name.encode(), ctypes.addressof(data), kind, length
+    return fields, memory
+
+
+def run_layer(
+    library: ctypes.CDLL, inputs: dict[str, np.ndarray], attributes: dict[str, Any], gaps_closed: bool = False
+) -> list[np.ndarray]:
+    """Run one layer; ``inputs`` by their operator names. Absent inputs leave a gap, or none."""
+    given = [name for name in op_schema.INPUTS if name in inputs]
+    last = op_schema.INPUTS.index(given[-1]) + 1
+    names = given if gaps_closed else op_schema.INPUTS[:last]
+    if len(given) < last:
+        attributes = attributes | {"plugin_inputs": ",".join(given)}
+    arrays = {name: np.ascontiguousarray(inputs[name]) for name in given}
+    tensors = (Tensor * len(names))()
+    for tensor, name in zip(tensors, names, strict=True):
+        if (x := arrays.get(name)) is not None:
+            tensor.type, tensor.rank, tensor.data = TYPES[x.dtype], x.ndim, x.ctypes.data
+            tensor.shape[: x.ndim] = x.shape
+    count = attributes.get("plugin_outputs", 1)
+    outputs = (Tensor * count)()
+    fields, memory = fields_of(attributes)
+    call = (fields, len(attributes), tensors, len(names), outputs, count)
+    assert library.run_layer(*call) == 0  # types and shapes only
+    dtypes = {number: dtype for dtype, number in TYPES.items()}
+    results = [np.empty(t.shape[: t.rank], dtypes[t.type]) for t in outputs]
+    for tensor, result in zip(outputs, results, strict=True):
+        tensor.data = result.ctypes.data
+    assert library.run_layer(*call) == 0
+    del memory
+    return results
+
+
+def attributes_of(case: AttentionCase, **options: Any) -> dict[str, Any]:
+    attributes = case.attributes() | {"plugin_outputs": 4} | options
+    return attributes | ({"output_dtype": onnx.TensorProto.FLOAT} if case.dtype == "int8" else {})
+
+
+cached_truth = cache(truth_of)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_every_case(case: AttentionCase, library: ctypes.CDLL) -> None:
+    """Within the predicted noise of the float64 truth; the cache is what went in."""
+    check_case(library, case, TILE)
+
+
+def check_case(library: ctypes.CDLL, case: AttentionCase, noise: Scheme, **options: Any) -> None:
+    inputs = typed_inputs(case)
+    y, present_key, present_value, lse = run_layer(library, inputs, attributes_of(case, **options))
+    q = inputs["Q"]
+    half_step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(case.dtype, 2.0**-24)
+    assert y.dtype == (np.float32 if q.dtype == np.int8 else q.dtype)
+    assert y.shape == (*q.shape[:-1], case.head_dim_v if q.ndim == 4 else case.num_heads * case.head_dim_v)
+    y = y.astype(np.float64)
+    if q.ndim == 3:
+        y = y.reshape(case.batch, case.seqlen_q, case.num_heads, case.head_dim_v).swapaxes(1, 2)
+    cached_truth(case, noise).check(y, lse, half_step)
+    for present, past, new in ((present_key, "past_key", "K"), (present_value, "past_value", "V")):
+        x = inputs[new]
+        if x.ndim == 3:
+            x = x.reshape(case.batch, case.seqlen_new, case.kv_num_heads, -1).swapaxes(1, 2)
+        expected = np.concatenate([inputs[past], x], axis=2) if past in inputs else x
+        np.testing.assert_array_equal(present.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("noise", "options"), [(HALF, {"precision": "int8_qk"}), (PAPER, {"scheme": "paper"})], ids=["int8_qk", "paper"]
+)
+def test_schemes(noise: Scheme, options: dict[str, str], library: ctypes.CDLL) -> None:
+    check_case(library, BY_NAME["causal_past"], noise, **options)
+
+
+@pytest.mark.parametrize("name", ["causal_past", "static_head", "nonpad"])
+def test_gaps_between_inputs_may_be_closed(name: str, library: ctypes.CDLL) -> None:
+    case = BY_NAME[name]
+    inputs, attributes = typed_inputs(case), attributes_of(case)
+    kept, closed = (run_layer(library, inputs, attributes, gaps_closed) for gaps_closed in (False, True))
+    for a, b in zip(kept, closed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_outputs(count: int, library: ctypes.CDLL) -> None:
+    case = BY_NAME["gqa"]
+    inputs = typed_inputs(case)
+    every = run_layer(library, inputs, attributes_of(case))
+    some = run_layer(library, inputs, attributes_of(case, plugin_outputs=count))
+    assert len(some) == count
+    for a, b in zip(some, every, strict=False):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
+def test_output_dtype(dtype: int, library: ctypes.CDLL) -> None:
+    case = BY_NAME["int8_tensor"]
+    y = run_layer(library, typed_inputs(case), attributes_of(case) | {"output_dtype": dtype})[0]
+    wide = run_layer(library, typed_inputs(case), attributes_of(case))[0]
+    assert y.dtype == onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    np.testing.assert_array_equal(y, wide.astype(y.dtype))
