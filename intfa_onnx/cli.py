@@ -34,6 +34,7 @@ err = Console(stderr=True)
 
 Precision = Literal["int8", "int8_qk"]
 Scheme = Literal["tile", "paper"]
+Target = Literal["ort", "trt", "ort-trt-ep"]
 Runner = Literal["ort-cpu", "ort-cuda", "trt", "reference"]
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model; external data stays where it is.")]
@@ -109,6 +110,9 @@ def rewrite(
     scheme: Annotated[
         Scheme, typer.Option(help="tile: P quantized per tile; paper: INT-FlashAttention as published.")
     ] = "tile",
+    target: Annotated[
+        Target, typer.Option(help="trt: for TensorRT; ort-trt-ep: for ONNX Runtime's TensorRT provider.")
+    ] = "ort",
     only: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only these nodes; may be repeated.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Not these nodes; may be repeated.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write what became of each attention, as JSON.")] = None,
@@ -125,12 +129,20 @@ def rewrite(
     intfa-onnx rewrite model.onnx -o model.int8.onnx
 
     intfa-onnx rewrite model.onnx -o out.onnx --precision int8_qk --skip '/layer.0/*' --report out.json
+
+    intfa-onnx rewrite model.onnx -o model.trt.onnx --target trt
     """
     if report and report.exists() and not force:
         raise ModelError(f"'{report}' exists; give another --report, or --force to overwrite it")
     with _working(f"rewriting {model}", as_json):
         result = intfa_onnx.rewrite(
-            model, precision=precision, scheme=scheme, only=only or (), skip=skip or (), portable=portable
+            model,
+            precision=precision,
+            scheme=scheme,
+            only=only or (),
+            skip=skip or (),
+            portable=portable,
+            target=target,
         )
         result.save(output, force=force)
     if report:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx import op_schema
 from intfa_onnx.emit import Emitter, Names
-from intfa_onnx.patterns.match import AttentionMatch, Operand, node_name
+from intfa_onnx.patterns.match import AttentionMatch, Call, Const, Operand, node_name
 from intfa_onnx.patterns.view import View
 from intfa_onnx.plan import Options
 
@@ -20,7 +21,10 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
     assert graph is not None
 
     emitter = Emitter(opset, names, anchor_name)
-    node = _fused_node(match, {n: emitter.value(x) for n, x in match.inputs.items()}, options)
+    operands = dict(match.inputs)
+    if options.target != "ort" and _is_bool(view, operands.get("attn_mask")):
+        operands["attn_mask"] = _float_mask(operands["attn_mask"], match.dtype)
+    node = _fused_node(match, {n: emitter.value(x) for n, x in operands.items()}, options)
     for output in node.outputs:
         output.name, output.dtype = names.unique(f"{anchor_name}/{op_schema.OP_TYPE}_output"), match.dtype
     graph.insert_before(match.place, [*emitter.nodes, node])
@@ -36,18 +40,44 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
     return node
 
 
+def domain_of(target: str) -> str:
+    """Return the domain of the fused nodes: ONNX Runtime's TensorRT provider knows plugins in its own one only."""
+    return "trt.plugins" if target == "ort-trt-ep" else op_schema.DOMAIN
+
+
+def _is_bool(view: View, mask: Operand | None) -> bool:
+    if isinstance(mask, ir.Value):
+        if (dtype := view.dtype(mask)) is not None or (node := mask.producer()) is None:
+            return dtype == ir.DataType.BOOL
+        mask = Call(node.op_type, tuple(i for i in node.inputs if i is not None))
+    if not isinstance(mask, Call):
+        return isinstance(mask, Const) and mask.array.dtype == np.bool_
+    if mask.op_type in ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Transpose", "Concat"):
+        return _is_bool(view, mask.inputs[0])
+    return mask.op_type in ("Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
+
+
+def _float_mask(mask: Operand, dtype: ir.DataType) -> Operand:
+    """Return the same mask as numbers to add: a TensorRT plugin takes no booleans."""
+    attended, excluded = (Const(np.array(x, dtype.numpy())) for x in (0.0, -np.inf))
+    return Call("Where", (mask, attended, excluded))
+
+
 def _fused_node(match: AttentionMatch, inputs: dict[str, ir.Value], options: Options) -> ir.Node:
     used = [n for n in op_schema.INPUTS if n in inputs]
     ordered = [inputs.get(n) for n in op_schema.INPUTS[: op_schema.INPUTS.index(used[-1]) + 1]]
     wanted: dict[str, Any] = {**match.attributes, "precision": options.precision, "scheme": options.scheme}
+    num_outputs = 1 + max((i + 1 for i, s in enumerate(match.states) if s is not None), default=0)
+    wanted |= {"plugin_inputs": "" if None not in ordered else ",".join(used), "plugin_outputs": num_outputs}
     attributes = {n: a for n, a in wanted.items() if a != op_schema.ATTRIBUTES[n].default}
     attributes.update({n: op_schema.ATTRIBUTES[n].default for n in ("plugin_namespace", "plugin_version")})
-    num_outputs = 1 + max((i + 1 for i, s in enumerate(match.states) if s is not None), default=0)
+    if options.target != "ort":  # TensorRT's parser warns of each attribute that a node leaves out
+        attributes = {n: attributes.get(n, a.default) for n, a in op_schema.ATTRIBUTES.items()}
     node = ir.node(
         op_schema.OP_TYPE,
         ordered,
         attributes,
-        domain=op_schema.DOMAIN,
+        domain=domain_of(options.target),
         num_outputs=num_outputs,
         doc_string=match.anchor.doc_string,
         metadata_props=dict(match.anchor.metadata_props),

@@ -56,7 +56,11 @@ ATTRIBUTES = {
         Attribute("k_granularity", "auto", ("auto", "token", "group")),
         Attribute("smooth_k", 1),
         Attribute("output_dtype", 0),  # onnx.TensorProto.DataType; 0: the type of Q
-        Attribute("plugin_namespace", DOMAIN),  # read by TensorRT's parser, ignored by ONNX Runtime
+        # What follows is for TensorRT alone; ONNX Runtime ignores it. The first two are read by TensorRT's parser.
+        Attribute("plugin_namespace", DOMAIN),
         Attribute("plugin_version", str(OPSET_VERSION)),
+        # A TensorRT plugin is not told which inputs are absent, nor how many outputs are used.
+        Attribute("plugin_inputs", ""),  # names of the inputs given, joined by ","; empty: the first ones, no gaps
+        Attribute("plugin_outputs", 1),
     )
 }

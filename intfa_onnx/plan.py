@@ -11,7 +11,8 @@ from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.patterns.match import AttentionMatch, Rejection, node_name
 from intfa_onnx.report import AttentionReport, Decision
 
-TARGETS = ("ort", "trt")
+# trt: for TensorRT's own parser; ort-trt-ep: for ONNX Runtime's TensorRT execution provider.
+TARGETS = ("ort", "trt", "ort-trt-ep")
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Options:
         ):
             if found not in known:
                 raise UnsupportedError(f"{name} '{found}' is unknown (supported: {', '.join(known)})")
-        if self.portable and self.target == "trt":
+        if self.portable and self.target != "ort":
             raise UnsupportedError(
-                "portable does not go with the target trt: TensorRT's parser prefers the function body to the plugin, "
-                "and would run attention in float. Rewrite without --portable for TensorRT"
+                f"portable does not go with the target {self.target}: TensorRT's parser prefers the function body "
+                "to the plugin, and would run attention in float. Rewrite without --portable for TensorRT"
             )
 
 

@@ -13,8 +13,8 @@ from onnx.reference.op_run import OpRun
 
 from intfa_onnx import op_schema, reference
 
-# Read by TensorRT's parser alone.
-_NOT_OURS = ("plugin_namespace", "plugin_version")
+# For TensorRT alone.
+_NOT_OURS = ("plugin_namespace", "plugin_version", "plugin_inputs", "plugin_outputs")
 
 
 class IntFlashAttention(OpRun):

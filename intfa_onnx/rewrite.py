@@ -15,7 +15,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from intfa_onnx import model_io, op_schema
 from intfa_onnx.emit import Names
-from intfa_onnx.lower import lower
+from intfa_onnx.lower import domain_of, lower
 from intfa_onnx.patterns import View, anchors, match_anchor
 from intfa_onnx.plan import Options, plan
 from intfa_onnx.portable import add_functions
@@ -98,7 +98,9 @@ def rewrite(
         skip: globs of node names; an attention that matches one of them is kept.
         portable: add a model-local function with the operator's float meaning, so that ONNX Runtime also runs the file
             where the native library is absent.
-        target: "ort" or "trt". TensorRT's parser prefers a function body to a plugin, so "trt" refuses ``portable``.
+        target: "ort"; "trt" for TensorRT, whose plugins take no boolean mask; "ort-trt-ep" for ONNX Runtime's TensorRT
+            provider, which also looks for plugins in a domain of its own. TensorRT's parser prefers a function body to
+            a plugin, so the last two refuse ``portable``.
 
     Raises:
         ModelError: the model cannot be read.
@@ -121,7 +123,7 @@ def rewrite(
                 assert planned.match.head_dim is not None
                 lowered.append((node, planned.match.head_dim, planned.match.num_heads, planned.match.kv_num_heads))
     if lowered:
-        _import_domain(working)
+        _import_domain(working, domain_of(target))
         _declare_call_types(working, view)
     if portable:
         add_functions(working, view, lowered)
@@ -173,12 +175,12 @@ def _is_sorted(container: ir.Graph | ir.Function) -> bool:
     return True
 
 
-def _import_domain(model: ir.Model) -> None:
-    """Declare our domain wherever a fused node stands."""
-    model.opset_imports.setdefault(op_schema.DOMAIN, op_schema.OPSET_VERSION)
+def _import_domain(model: ir.Model, domain: str) -> None:
+    """Declare the domain of the fused nodes wherever one stands."""
+    model.opset_imports.setdefault(domain, op_schema.OPSET_VERSION)
     for function in model.functions.values():
-        if any(n.domain == op_schema.DOMAIN for n in function.all_nodes()):
-            function.opset_imports.setdefault(op_schema.DOMAIN, op_schema.OPSET_VERSION)
+        if any(n.domain == domain for n in function.all_nodes()):
+            function.opset_imports.setdefault(domain, op_schema.OPSET_VERSION)
 
 
 def _declare_call_types(model: ir.Model, view: View) -> None:
