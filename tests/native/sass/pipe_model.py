@@ -40,13 +40,14 @@ ARCHITECTURES = {
 
 MMA = re.compile(r"^[IHQ]G?MMA\b")
 _MACS = {"16832": 16 * 8 * 32, "16816": 16 * 8 * 16}
+_WGMMA = re.compile(r"IGMMA\.64x(\d+)x32")  # a warp's share: 16 of the 64 rows
 _FMA = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "FFMA2"}
 _SLOW = {"MUFU", "I2F", "F2I", "F2F", "I2I", "FRND", "POPC", "FLO", "BREV"}
 _SHARED = {"LDSM", "LDS", "STS", "LDGSTS", "LDG", "STG", "SHFL", "ATOMS"}
 _LOCAL = {"LDL", "STL"}
 _CONTROL = {
     "BRA", "BAR", "NOP", "EXIT", "BSSY", "BSYNC", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "CALL", "RET", "YIELD", "MEMBAR",
-    "PLOP3", "S2R", "CS2R", "VOTE", "BREAK",
+    "PLOP3", "S2R", "WARPGROUP", "SYNCS", "ELECT", "CS2R", "VOTE", "BREAK",
 }  # fmt: skip
 
 
@@ -67,6 +68,8 @@ class Instruction:
 def pipe(instruction: Instruction, arch: Architecture) -> tuple[str, float]:
     """Return the pipe and the cycles that the instruction occupies it for."""
     name, opcode = instruction.name, instruction.opcode
+    if wgmma := _WGMMA.match(opcode):
+        return "tensor", 16 * int(wgmma[1]) * 32 / (arch.macs / 4)
     if MMA.match(opcode):
         shape = next((s for s in _MACS if f".{s}" in opcode), None)
         if shape is None:

@@ -187,6 +187,13 @@ class AttentionSimulator(Simulator):
             size.restype = ctypes.c_size_t
             assert size() == ctypes.sizeof(structure), f"{structure.__name__} does not mirror intfa/attention.h"
 
+    def wgmma_shape(self, head_dim: int, scored: bool = False) -> tuple[int, int, int, int]:
+        """As :meth:`shape` for the wgmma kernel, and the keys per tile."""
+        out = (ctypes.c_int * 4)()
+        self.library.wgmma_shape.restype = ctypes.c_bool
+        assert self.library.wgmma_shape(head_dim, scored, out), f"no wgmma kernel for head size {head_dim}"
+        return out[0], out[1], out[2], out[3]
+
     def shape(self, head_dim: int, arithmetic: str, scored: bool = False) -> tuple[int, int, int]:
         """Queries per block, threads and bytes of shared memory of the ``tile``, ``paper`` or ``half`` kernel."""
         out = (ctypes.c_int * 3)()

@@ -1,5 +1,6 @@
 // What the SASS gates need of the kernel table.
 #include "cuda/kernels.h"
+#include "cuda/kernels_sm90.h"
 #include "simt.h"
 
 extern "C" {
@@ -15,6 +16,19 @@ SIMT_API bool attention_shape(int head_dim, int arithmetic, bool scored, int* ou
       out[2] = kernel.smem_bytes;
       return true;
     }
+  return false;
+}
+
+// The same of the wgmma kernel, and its keys per tile.
+SIMT_API bool wgmma_shape(int head_dim, bool scored, int* out) {
+  for (const auto& [dim, kernel] : intfa::cuda::kWgmmaKernels) {
+    if (dim != head_dim || kernel.scored != scored) continue;
+    out[0] = kernel.tile_m;
+    out[1] = kernel.threads;
+    out[2] = kernel.smem_bytes;
+    out[3] = kernel.tile_n;
+    return true;
+  }
   return false;
 }
 

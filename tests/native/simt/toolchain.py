@@ -71,9 +71,14 @@ def _sources(*folders: Path) -> list[Path]:
     return [p for folder in folders for p in folder.rglob("*") if p.suffix in kinds]
 
 
+# ptxas: "Potential Performance Loss: wgmma.mma_async instructions are serialized" (C7510 and its neighbours), which is
+# no warning to it.
+_SERIALIZED = "(C75"
+
+
 def _run(command: Sequence[str], cwd: Path) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode != 0:
+    if done.returncode != 0 or _SERIALIZED in done.stderr + done.stdout:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
@@ -172,10 +177,14 @@ def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN) -> Path:
     return _build(stem, ".ptx", [*_sources(plugin, SIMT), source], command)
 
 
-def cubin(source: Path, stem: str, arch: str, defines: Sequence[str] = ()) -> Path:
-    """Machine code of a .cu file for ``sm_<arch>``, as the product is compiled."""
-    command = [*_nvcc_flags(PLUGIN), "-cubin", f"-arch=sm_{arch}", *defines, str(source)]
-    return _build(f"{stem}-sm{arch}", ".cubin", [*_sources(PLUGIN), source], command)
+def cubin(source: Path, stem: str, arch: str, defines: Sequence[str] = (), *, plugin: Path = PLUGIN) -> Path:
+    """Machine code of a .cu file for ``sm_<arch>``, as the product is compiled.
+
+    Raises:
+        RuntimeError: a compiler failed, or ptxas serializes wgmma.
+    """
+    command = [*_nvcc_flags(plugin), "-cubin", f"-arch=sm_{arch}", *defines, str(source)]
+    return _build(f"{stem}-sm{arch}", ".cubin", [*_sources(plugin), source], command)
 
 
 Replacements = Sequence[tuple[str, str]]

@@ -1,0 +1,95 @@
+"""Gates of the wgmma kernels: their registers, and the work of their main loop beside what their tensor work takes.
+
+``python -m native.sass.gates_sm90`` (in ``tests``) measures them and rewrites expected_sm90.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from native.simt import toolchain
+from native.simt.attention import AttentionSimulator
+
+from . import pipe_model
+
+EXPECTED = Path(__file__).resolve().parent / "expected_sm90.json"
+ARCH = "90a"
+HEAD_DIMS = (64, 96, 128, 256)
+# Dense int8 at 132 SMs x 1.755 GHz (H200): what the bound of the loop is stated against.
+SMS, CLOCK_HZ = 132, 1.755e9
+
+
+@dataclass(frozen=True)
+class WgmmaGate:
+    """One compiled kernel."""
+
+    head_dim: int
+    scored: bool
+
+    @property
+    def kernel(self) -> str:
+        """Its C name."""
+        return f"intfa_attention_wgmma_{'scored_' if self.scored else ''}d{self.head_dim}"
+
+    def __str__(self) -> str:
+        return f"sm_{ARCH}/{self.kernel}"
+
+
+GATES = [WgmmaGate(d, scored) for d in HEAD_DIMS for scored in (False, True)]
+
+
+def compile_kernels() -> Path:
+    """The cubin of all wgmma kernels.
+
+    Raises:
+        RuntimeError: ptxas failed, or says that it serializes wgmma.
+    """
+    return toolchain.cubin(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu", "wgmma", ARCH)
+
+
+def wgmma_per_tile(head_dim: int, tile_n: int) -> int:
+    """Instructions per tile: 32 channels of QK each, then 32 keys of PV, at most 128 channels at a time."""
+    return head_dim // 32 + tile_n // 32 * -(-head_dim // 128)
+
+
+def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
+    """Figures of one kernel: resources, and its main loop's report; that of a scored kernel is mostly branches."""
+    cuobjdump = toolchain.cuda_tool("cuobjdump")
+    assert cuobjdump is not None
+    cubin = compile_kernels()
+    tile_m, threads, shared_bytes, tile_n = simulator.wgmma_shape(gate.head_dim, gate.scored)
+    arch = pipe_model.ARCHITECTURES[ARCH]
+    resources = pipe_model.resources(cubin, cuobjdump)[gate.kernel]
+    blocks = pipe_model.blocks_per_sm(arch, resources["registers"], shared_bytes, threads)
+    occupancy = {**resources, "shared_bytes": shared_bytes, "blocks_per_sm": blocks}
+    if gate.scored:
+        return occupancy
+    instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
+    loop = pipe_model.main_loop(instructions, wgmma_per_tile(gate.head_dim, tile_n))
+    report = pipe_model.analyse(loop, arch)
+    operations = 4 * tile_m * tile_n * gate.head_dim
+    cycles = report.cycles[report.bottleneck]
+    return {
+        **occupancy,
+        "mma": report.mma,
+        "local_in_loop": len(report.local),
+        "slow_conversions_in_loop": report.slow_conversions,
+        "cycles": report.cycles,
+        "bottleneck": report.bottleneck,
+        "mma_share": round(report.mma_share, 3),
+        "bound_tops": round(operations / cycles * SMS * CLOCK_HZ / 1e12),
+    }
+
+
+def measure_all() -> dict[str, dict[str, Any]]:
+    """Measure every wgmma kernel."""
+    simulator = AttentionSimulator()
+    return {str(gate): measure(gate, simulator) for gate in GATES}
+
+
+if __name__ == "__main__":
+    EXPECTED.write_text(json.dumps(measure_all(), indent=1) + "\n")
+    print(f"wrote {EXPECTED}; look at the difference before committing it")
