@@ -2,7 +2,8 @@
 #   INTFA_CUDA=AUTO  CUDA kernels if the checkout has them and an nvcc is found; otherwise a CPU-only library
 #   INTFA_CUDA=ON    as AUTO, but a missing nvcc is an error
 #   INTFA_CUDA=OFF   CPU only; no CUDA header or tool is looked for
-# nvcc is looked for in -DCMAKE_CUDA_COMPILER and $CUDACXX, in PATH, in CUDA toolkits, and in the Python package nvidia-cuda-nvcc.
+# nvcc is looked for in -DCMAKE_CUDA_COMPILER and $CUDACXX, in PATH, in CUDA toolkits, and in the Python package nvidia-cuda-nvcc;
+# with $INTFA_NVCC=pip, which makes pip install that package for the build, there first.
 set(INTFA_CUDA AUTO CACHE STRING "build the CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE INTFA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(INTFA_CUDA_ARCHITECTURES "80;86;89;90a;100;120" CACHE STRING "GPU architectures; the last one is also kept as PTX")
@@ -34,6 +35,9 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
       OUTPUT_VARIABLE nvcc_wheels OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   endif()
   # not NO_CACHE: the language reads the same variable
+  if("$ENV{INTFA_NVCC}" STREQUAL "pip")
+    find_program(CMAKE_CUDA_COMPILER nvcc PATHS ${nvcc_wheels} PATH_SUFFIXES bin NO_DEFAULT_PATH)
+  endif()
   find_program(CMAKE_CUDA_COMPILER nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS ${nvcc_toolkits} ${nvcc_wheels} PATH_SUFFIXES bin)
 endif()
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
