@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -27,7 +28,8 @@ print(intfa_onnx.__file__)
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    answer = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answer = subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
     return answer.stdout
 
@@ -62,9 +64,9 @@ def test_name_size_and_content(wheel: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     """As the README's quickstart: install, rewrite, register, run."""
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python, program = tmp_path / "venv/bin/python", tmp_path / "venv/bin/intfa-onnx"
-    run(python, "-m", "pip", "install", "-q", f"{wheel}[ort]", cwd=tmp_path)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", f"{wheel}[ort]", cwd=tmp_path)
     assert "rewritten models run here" in run(program, "doctor", cwd=tmp_path)
 
     onnx.save(attention_model(), tmp_path / "model.onnx")
