@@ -2,6 +2,7 @@
 #include "adapters/trt_fields.h"
 #include "adapters/trt_host.h"
 #include "adapters/trt_plugin.h"
+#include "core/backend.h"
 
 namespace intfa::trt {
 namespace {
@@ -13,7 +14,10 @@ class Creator : public nvinfer1::IPluginCreatorV3One {
     restore_registration();
     Plugin* plugin = nullptr;
     const char* layer = name != nullptr ? name : "";
-    guarded(layer, [&] { plugin = new Plugin(layer, fields != nullptr ? read_fields(*fields) : node::Attributes{}); });
+    guarded(layer, [&] {
+      plugin = new Plugin(layer, fields != nullptr ? read_fields(*fields) : node::Attributes{});
+      if (log_enabled()) log_line("TensorRT: " + std::string(layer) + ": " + plugin->getMetadataString());
+    });
     return plugin;
   }
 
