@@ -1,4 +1,4 @@
-"""The wgmma kernels in the host SIMT's Hopper, through the product's launcher, over the cases of cases.py.
+"""The wgmma kernels in the simulators' Hopper, through the product's launcher, over the cases of cases.py.
 
 Simulated, not run on a GPU. Per case: within the bound of the float64 truth; the reference's with tiles of 128 keys but
 for flips of P's codes by one; the same bits in every mode; and where one tile holds all keys, so that its size plays no
@@ -6,19 +6,28 @@ role, the mma.sync kernel's result. Every access to shared memory is checked for
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import test_simt_attention as mma_sync
 from cases import CASES, AttentionCase
-from native.simt.attention import AttentionSimulator, case_arguments, case_attributes
+from native.simt import toolchain
+from native.simt.attention import AttentionSimulator, build_hopper_ptx, case_arguments, case_attributes
 from native.simt.simulator import Mode, all_modes
 from truth import TILE, truth_of
 
 TILE_N = 128
 HEAD_DIMS = (64, 96, 128, 256)  # that have a wgmma kernel
 MODES = all_modes()
-TAKEN = [case for case in CASES if mma_sync.kernel_dim(case) in HEAD_DIMS]
+# Stages come round from the third tile on; keys are split among blocks from the eighth on.
+LONG = [
+    replace(case, name=f"{case.name}_{keys}", seqlen_new=keys)
+    for case in CASES
+    for keys in (700, 1100)
+    if case.name in ("d40", "d96", "d128", "d256")
+]
+TAKEN = [case for case in [*CASES, *LONG] if mma_sync.kernel_dim(case) in HEAD_DIMS]
 
 
 def params(cases):
@@ -30,15 +39,15 @@ def simulator() -> AttentionSimulator:
     return AttentionSimulator()
 
 
-def run(case: AttentionCase, mode: Mode, device: int = 90, arithmetic: str = "tile") -> dict[str, np.ndarray]:
+def run(case: AttentionCase, mode: Mode, device: int = 90, arithmetic: str = "tile", ptx=None) -> dict[str, np.ndarray]:
     precision, scheme, _ = mma_sync.ARITHMETICS[arithmetic]
     attributes = case_attributes(case, precision, scheme)
-    return simulator().attention(attributes=attributes, mode=mode, device=device, **case_arguments(case))
+    return simulator().attention(attributes=attributes, mode=mode, device=device, ptx=ptx, **case_arguments(case))
 
 
 def modes_of(case: AttentionCase) -> list[Mode]:
     """Two of the twelve, rotating."""
-    at = CASES.index(case)
+    at = TAKEN.index(case)
     return [MODES[at % len(MODES)], MODES[(at * 5 + 7) % len(MODES)]]
 
 
@@ -68,14 +77,15 @@ def test_one_tile_is_the_same_on_mma_sync(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", params(TAKEN))
 def test_every_mode_gives_the_same_bits(case):
+    ptx = module(mma_sync.kernel_dim(case)) if toolchain.nvcc() is not None else None
     expected = run(case, Mode())
     for mode in all_modes(seeds=(1, 2, 3)):
         mma_sync.assert_same_bits(expected, run(case, mode))
+        if ptx is not None:
+            mma_sync.assert_same_bits(expected, run(case, mode, ptx=ptx))
 
 
-@pytest.mark.parametrize(
-    ("name", "arithmetic"), [("d32", "tile"), ("causal", "paper"), ("causal", "half")]
-)
+@pytest.mark.parametrize(("name", "arithmetic"), [("d32", "tile"), ("causal", "paper"), ("causal", "half")])
 def test_what_stays_on_mma_sync(name, arithmetic):
     """Kernels that wgmma's table lacks: the same bits on either device."""
     case = next(c for c in CASES if c.name == name)
@@ -87,3 +97,21 @@ def test_what_stays_on_mma_sync(name, arithmetic):
 def test_before_hopper_there_is_no_wgmma():
     run(TAKEN[0], Mode(), device=89)
     assert simulator().chosen.startswith("attention_tile_")
+
+
+@functools.cache
+def module(head_dim: int):
+    return simulator().load_ptx(build_hopper_ptx(head_dim))
+
+
+@pytest.mark.parametrize("case", params(TAKEN))
+def test_interpreter_gives_the_same_bits(case):
+    if toolchain.nvcc() is None:
+        pytest.skip("nvcc is not installed, so there is no PTX to interpret")
+    mode = modes_of(case)[0]
+    simulator().take_statistics()
+    result = run(case, mode, ptx=module(mma_sync.kernel_dim(case)))
+    counted = simulator().take_statistics()
+    assert counted["instructions"] > 0
+    mma_sync.assert_same_bits(run(case, mode), result)
+    assert simulator().take_statistics()["mma"] == counted["mma"]

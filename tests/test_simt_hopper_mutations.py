@@ -1,19 +1,22 @@
-"""Bugs seeded into the wgmma kernel: the host SIMT must find every one in every mode, unless the bug says otherwise.
+"""Bugs seeded into the wgmma kernel: the simulators must find every one in every mode, unless the bug says otherwise.
 
 A bug is a replacement in the kernel's text; a text that is no longer there fails the tests: the bug must then follow
 the kernel. Found means an error or another result than the kernel's.
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cases import CASES
-from native.simt import hopper_bugs
-from native.simt.hopper_bugs import BuggyHopper
+from native.simt import hopper_bugs, toolchain
+from native.simt.attention import AttentionSimulator, build_ptx, case_arguments, case_attributes
+from native.simt.hopper_bugs import KERNEL, BuggyHopper
 from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 
 CASE = next(c for c in CASES if c.name == "sink")  # 520 keys, five tiles: every stage comes round
+LARGE = replace(CASE, head_dim=128, head_dim_v=128)
 MODES = all_modes()
 
 WAIT_S, WAIT_PV = "    ptx::wgmma_wait<0>(s[0]);\n", "      ptx::wgmma_wait<0>(acc);\n"
@@ -93,3 +96,53 @@ def test_without_a_bug(mode):
 def test_found_in_every_mode(name):
     modes = [mode for mode in MODES if mode.schedule not in MISSED_BY.get(name, ())]
     assert not [str(mode) for mode in modes if not found(name, mode)]
+
+
+PTX = "cuda/ptx_sm90.cuh"
+IN_REGISTERS = 'INTFA_WGMMA_REGISTERS(wgmma_u8s8, "u8.s8", 128, 64, {}, 66, 67, 68, 69)'
+INTERPRETED = {  # each is a compilation by nvcc, so these are samples; the first two are in what the host does not run
+    "a_registers_swapped": {PTX: [(IN_REGISTERS.format("64, 65"), IN_REGISTERS.format("65, 64"))]},
+    "a_and_b_swapped": {PTX: [('"},%64,%65,p;}"', '"},%65,%64,p;}"')]},
+    **{
+        name: {KERNEL: BUGS[name]}
+        for name in ("k_released_before_its_products", "pv_read_in_flight", "s_not_committed", "q_without_proxy_fence")
+    },
+}
+
+
+def buggy_ptx(name: str):
+    tree = toolchain.patched_tree(f"hopper-{name}", INTERPRETED.get(name, {}))
+    source = tree / "cuda" / "one.cu"
+    source.write_text('#include "cuda/instances_sm90.cuh"\nINTFA_WGMMA(intfa_attention_wgmma_d128, false, 128)\n')
+    kernel = toolchain.ptx(source, f"hopper-{name}", plugin=tree, arch="90a")
+    joined = toolchain.BUILD / f"hopper-{name}.ptx"
+    joined.write_text(build_ptx(128).read_text() + kernel.read_text())
+    return simulator().load_ptx(joined)
+
+
+@functools.cache
+def simulator() -> AttentionSimulator:
+    return AttentionSimulator()
+
+
+def interpret(name: str, mode: Mode) -> np.ndarray:
+    arguments = {"attributes": case_attributes(LARGE, "int8", "tile"), "device": 90, **case_arguments(LARGE)}
+    return simulator().attention(mode=mode, ptx=module(name), **arguments)["y"]
+
+
+@functools.cache
+def module(name: str):
+    return buggy_ptx(name)
+
+
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_interpreter_finds(name):
+    if toolchain.nvcc() is None:
+        pytest.skip("nvcc is not installed, so there is no PTX to interpret")
+    right = interpret("", DEFAULT_MODE)
+    for mode in MODES:
+        try:
+            result = interpret(name, mode)
+        except SimulatorError:
+            continue
+        assert not np.array_equal(result.view(np.uint32), right.view(np.uint32)), f"not found: {mode}"

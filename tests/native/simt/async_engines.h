@@ -10,6 +10,7 @@
 
 namespace simt {
 
+// Of either simulator.
 struct Mbarrier {
   int count = 0, pending = 0;  // arrivals per phase; still to come
   int64_t bytes = 0;           // announced and not yet landed; negative while copies are ahead of the announcement
@@ -18,6 +19,17 @@ struct Mbarrier {
   bool fenced = false;         // its initialization, for the async proxy
   std::vector<int> waiting;    // thread ids
   Clock arrivals, completed;   // what the arrivals of this phase know, and those of the last completed one
+
+  // Ends the phase if nothing more is to come, and says so.
+  bool complete_if_due(AsyncRace& race) {
+    if (pending != 0 || bytes != 0) return false;
+    pending = count;
+    completed = arrivals;
+    race.complete_phase(index, ++phases, completed);
+    return true;
+  }
+  // The phase of this parity has completed.
+  bool is_past(uint32_t parity) const { return (phases & 1) != (parity & 1); }
 };
 
 struct BulkCopy {

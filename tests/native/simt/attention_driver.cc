@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "c_api.h"
+#include "core/c_problem.h"
 #include "cuda/dispatch.h"
 #include "simt.h"
 
@@ -13,23 +14,23 @@ void require(const intfa::Status& status) {
 
 extern "C" {
 
-// The structs cross from Python by their layout; attention.py compares these sizes with its own.
-SIMT_API size_t attention_problem_bytes() { return sizeof(intfa::AttentionProblem); }
-SIMT_API size_t attention_tensors_bytes() { return sizeof(intfa::AttentionTensors); }
-
-SIMT_API int attention_workspace(const intfa::AttentionProblem* problem, size_t* bytes, char* error,
-                                 size_t error_bytes) {
-  return simt::guarded(error, error_bytes, [&] { require(intfa::cuda::workspace_bytes(*problem, bytes)); });
+SIMT_API int attention_workspace(const intfa_problem* problem, size_t* bytes, char* error, size_t error_bytes) {
+  return simt::guarded(error, error_bytes,
+                       [&] { require(intfa::cuda::workspace_bytes(intfa::to_problem(*problem), bytes)); });
 }
 
 // What the problem would launch, in words.
-SIMT_API void attention_describe(const intfa::AttentionProblem* problem, char* out, size_t bytes) {
-  std::snprintf(out, bytes, "%s", intfa::cuda::describe(*problem).c_str());
+SIMT_API void attention_describe(const intfa_problem* problem, char* out, size_t bytes) {
+  std::snprintf(out, bytes, "%s", intfa::cuda::describe(intfa::to_problem(*problem)).c_str());
 }
 
-SIMT_API int attention_run(const intfa::AttentionProblem* problem, const intfa::AttentionTensors* tensors, char* error,
+SIMT_API int attention_run(const intfa_problem* problem, const intfa_tensors* tensors, void* workspace, char* error,
                            size_t error_bytes) {
-  return simt::guarded(error, error_bytes, [&] { require(intfa::cuda::run(*problem, *tensors, nullptr)); });
+  return simt::guarded(error, error_bytes, [&] {
+    intfa::AttentionTensors t = intfa::to_tensors(*tensors);
+    t.workspace = workspace;
+    require(intfa::cuda::run(intfa::to_problem(*problem), t, nullptr));
+  });
 }
 
 }  // extern "C"

@@ -17,10 +17,7 @@ Mbarrier& find(uint32_t address, const char* instruction, loc_t l) {
 }
 
 void complete_if_due(Mbarrier& barrier) {
-  if (barrier.pending != 0 || barrier.bytes != 0) return;
-  barrier.pending = barrier.count;
-  barrier.completed = barrier.arrivals;
-  block->engines->race.complete_phase(barrier.index, ++barrier.phases, barrier.completed);
+  if (!barrier.complete_if_due(block->engines->race)) return;
   for (int id : barrier.waiting) make_runnable(id);
   barrier.waiting.clear();
 }
@@ -80,7 +77,7 @@ void mbarrier_arrive(uint32_t address, int bytes, loc_t l) {
 void mbarrier_wait(uint32_t address, uint32_t parity, loc_t l) {
   Mbarrier& barrier = find(address, "mbarrier.try_wait", l);
   if (block->config.copies == Visibility::kRandom && next_random() % 2 == 0) advance_copies();
-  while ((barrier.phases & 1) == (parity & 1)) {  // the phase of this parity is the current one
+  while (!barrier.is_past(parity)) {
     barrier.waiting.push_back(this_thread().id());
     block_on("mbarrier.try_wait", l);
   }

@@ -35,6 +35,8 @@ void start_block(Machine& machine, const LaunchRequest& request, dim3 index) {
   machine.index = index;
   for (size_t i = 0; i < machine.shared_bytes; i++) machine.shared[i] = static_cast<unsigned char>(0xC5 ^ (i * 7));
   machine.races.start(int(machine.warps.size()), machine.shared_bytes, kernel.shared_granule);
+  machine.async =
+      kernel.has_mbarriers ? std::make_unique<AsyncUnits>(int(machine.warps.size()), machine.shared_bytes) : nullptr;
   for (Barrier& barrier : machine.barriers) barrier = {};
   for (size_t w = 0; w < machine.warps.size(); w++) {
     Warp& warp = machine.warps[w];
@@ -46,6 +48,7 @@ void start_block(Machine& machine, const LaunchRequest& request, dim3 index) {
     warp.copies.clear();
     warp.groups.clear();
     warp.uncommitted = 0;
+    warp.waits_for = nullptr;
     // Poison: an uninitialized register must not look like a zero.
     warp.registers_32.assign(size_t(kernel.slots_32) * 32, 0xBADC0DE5u);
     warp.registers_64.assign(size_t(kernel.slots_64) * 32, 0xDEADBEEFDEADBEEFull);
@@ -64,6 +67,8 @@ void exit_lanes(Warp& warp, const Instruction& instruction, LaneMask lanes) {
   if (warp.alive != 0) return;
   for (const PendingCopy& copy : warp.copies)
     if (!copy.landed) fail(warp, instruction, "a warp exits with cp.async in flight");
+  if (warp.machine->async && !warp.machine->async->products[size_t(warp.id)].products.empty())
+    fail(warp, instruction, "a warp exits with wgmma in flight");
 }
 
 // Runs until the warp waits at a barrier, ends, or has spent its budget. Of diverged lanes the ones at the lowest
@@ -71,7 +76,7 @@ void exit_lanes(Warp& warp, const Instruction& instruction, LaneMask lanes) {
 void run_warp(Warp& warp, int64_t budget) {
   const std::vector<Instruction>& code = warp.machine->kernel->code;
   Statistics& total = statistics();
-  while (warp.alive != 0 && warp.barrier < 0 && budget > 0) {
+  while (warp.alive != 0 && warp.can_run() && budget > 0) {
     int pc = std::numeric_limits<int>::max(), limit = std::numeric_limits<int>::max();
     for (int lane = 0; lane < 32; lane++)
       if (warp.alive >> lane & 1) pc = std::min(pc, warp.pc[lane]);
@@ -115,6 +120,11 @@ void run_warp(Warp& warp, int64_t budget) {
           mask &= ~active;
           pc++;
           break;
+        case Flow::kWait:
+          if (active != 0) instruction.handler(warp, instruction, active);
+          pc++;
+          if (!warp.can_run()) leave_at(mask, pc), together = false;
+          break;
         case Flow::kBarrier:
           if (active != warp.alive) fail(warp, instruction, "barrier in divergent code");
           leave_at(mask, pc + 1);
@@ -152,15 +162,18 @@ void run_block(Machine& machine) {
     const Warp* waiting = nullptr;
     for (const Warp& warp : machine.warps) {
       if (warp.alive == 0) continue;
-      if (warp.barrier < 0)
+      if (warp.can_run())
         ready.push_back(warp.id);
       else
         waiting = &warp;
     }
+    if (ready.empty() && waiting != nullptr && advance_copies(machine)) continue;
     if (ready.empty()) {
       if (waiting == nullptr) return;
-      throw Error("PTX: deadlock, warp " + std::to_string(waiting->id) + " waits at barrier " +
-                  std::to_string(waiting->barrier) + " that not every warp reaches");
+      throw Error("PTX: deadlock, warp " + std::to_string(waiting->id) + " waits at " +
+                  (waiting->barrier < 0
+                       ? "an mbarrier whose phase does not end"
+                       : "barrier " + std::to_string(waiting->barrier) + " that not every warp reaches"));
     }
     last = choose(machine, ready, last);
     statistics().switches++;
@@ -244,7 +257,10 @@ unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32
          "shared-memory access at offset " + std::to_string(int64_t(address) - kSharedWindow) + " is out of bounds (" +
              std::to_string(machine.shared_bytes) + " bytes)");
   if (offset % bytes != 0) fail(warp, instruction, "misaligned shared-memory access");
-  if (const char* race = machine.races.access(warp.id, offset, bytes, access)) fail(warp, instruction, race);
+  const char* race = !machine.async            ? machine.races.access(warp.id, offset, bytes, access)
+                     : access == Access::kRead ? machine.async->race.read(warp.id, offset, bytes)
+                                               : machine.async->race.write(warp.id, offset, bytes);
+  if (race) fail(warp, instruction, race);
   return &machine.shared[offset];
 }
 
@@ -267,12 +283,14 @@ void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int n
   else if (barrier.expected != expected)
     fail(warp, instruction, "barrier with another thread count than an earlier arrival");
   warp.barrier = id;
+  if (machine.async) machine.async->race.release(warp.id, barrier.arrivals);
   if (++barrier.arrived < expected) return;
   barrier.arrived = 0;
   std::vector<int> released;
   for (Warp& other : machine.warps)
     if (other.barrier == id && other.alive != 0) {
       other.barrier = -1;
+      if (machine.async) machine.async->race.acquire(other.id, barrier.arrivals);
       released.push_back(other.id);
     }
   machine.races.synchronize(released);

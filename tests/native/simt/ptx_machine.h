@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <type_traits>
 #include <vector>
 
+#include "async_engines.h"
 #include "ptx.h"
 #include "ptx_program.h"
 #include "ptx_race.h"
@@ -36,7 +38,10 @@ struct Warp {
   std::vector<PendingCopy> copies;
   std::vector<int> groups;
   int uncommitted = 0;
+  const Mbarrier* waits_for = nullptr;  // its phase of this parity
+  uint32_t parity = 0;
 
+  bool can_run() const { return barrier < 0 && (waits_for == nullptr || waits_for->is_past(parity)); }
   template <class T>
   using Storage = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   template <class T>
@@ -50,6 +55,40 @@ struct Warp {
 
 struct Barrier {
   int arrived = 0, expected = 0;  // warps
+  Clock arrivals;                 // as an mbarrier's
+};
+
+// Accumulators of one warp while products to them are in flight. Meanwhile each of the registers holds a mark of its
+// own, in all lanes: nvcc's PTX moves accumulators from register to register between instructions, and ptxas does not.
+struct MarkedAccumulator {
+  uint32_t first_mark;  // of register 0
+  std::vector<int32_t> values[32];
+  int in_flight = 0;
+};
+
+struct WarpProduct {
+  std::shared_ptr<MarkedAccumulator> accumulator;
+  const Instruction* instruction;
+  bool accumulate, done;
+  uint64_t a, b;             // descriptors
+  uint32_t a_values[4][32];  // of A in registers
+};
+
+struct ProductQueue {
+  std::vector<WarpProduct> products;  // in issue order
+  std::vector<int> groups;
+  int uncommitted = 0;
+  uint32_t committed_groups = 0, marks = 0;
+  bool fenced = false;
+};
+
+// What a kernel with mbarriers has besides.
+struct AsyncUnits {
+  AsyncUnits(int num_warps, size_t shared_bytes) : race(num_warps, shared_bytes), products(size_t(num_warps)) {}
+  AsyncRace race;
+  std::map<uint32_t, Mbarrier> barriers;  // by shared address
+  std::vector<BulkCopy> copies;
+  std::vector<ProductQueue> products;  // per warp
 };
 
 struct Machine {
@@ -63,6 +102,7 @@ struct Machine {
   std::vector<char> parameters;
   std::vector<Region> regions;
   RaceCheck races;
+  std::unique_ptr<AsyncUnits> async;  // then its race check is used
   Barrier barriers[16];
 };
 
@@ -74,6 +114,9 @@ uint64_t next_random(Machine& machine);
 unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32_t address, uint32_t bytes,
                               Access access);
 char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t address, size_t bytes);
+
+// Lets one bulk copy land; false if there is none.
+bool advance_copies(Machine& machine);
 
 // bar.sync id, threads: the warp stops running until the others are there.
 void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads);

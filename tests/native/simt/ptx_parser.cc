@@ -316,6 +316,7 @@ class Parser {
     const Opcode& opcode = find_opcode(rest.substr(0, space), operands);
     instruction.handler = opcode.handler;
     instruction.flow = opcode.flow;
+    kernel_->has_mbarriers |= rest.rfind("mbarrier.", 0) == 0;
     if (opcode.shared_access_bytes != 0)
       kernel_->shared_granule = std::min(kernel_->shared_granule, opcode.shared_access_bytes);
     bool optional = false;
@@ -369,6 +370,13 @@ class Parser {
           push(instruction, slot(item, kind == 'V' ? SlotClass::k32 : SlotClass::k64));
         return;
       }
+      case 'M':
+        for (const std::string& item : split_operands(operand.substr(1, operand.size() - 2)))
+          instruction.matrix.push_back(slot(item, SlotClass::k32));
+        return;
+      case '_':
+        if (operand != "_") fail("a state of an mbarrier is not supported: " + instruction.text);
+        return;
       case 't': {
         const size_t bar = operand.find('|');
         push(instruction, slot(trim(operand.substr(0, bar)), SlotClass::k32));

@@ -16,7 +16,7 @@ using LaneMask = uint32_t;
 using Handler = void (*)(Warp&, const Instruction&, LaneMask);
 
 // What ends the straight-line execution of a warp; everything else is kNone.
-enum class Flow { kNone, kBranch, kBarrier, kExit };
+enum class Flow { kNone, kBranch, kBarrier, kExit, kWait };
 
 // One opcode, exactly as written, modifiers included: an unknown modifier is an unknown instruction.
 // signature, one letter per operand:
@@ -24,7 +24,7 @@ enum class Flow { kNone, kBranch, kBarrier, kExit };
 //   V  {vector} of 32-bit slots or one of them                      W  same, 64-bit      X  a 64-bit slot or {vector}
 //   of 32-bit ones s  [shared address + offset]      g  [global address + offset]      a  [address in the parameter
 //   block + offset] i  integer constant      l  label      t  32-bit result, optionally |predicate ?  the operands
-//   after it may be missing
+//   after it may be missing      M  {vector} of any length, into `matrix`      _  a result that is thrown away
 struct Opcode {
   std::string signature;
   Handler handler = nullptr;
@@ -42,6 +42,7 @@ struct Instruction {
   Flow flow = Flow::kNone;
   int operand[kOperands];      // slots in the order written, vectors spread out
   int count = 0;               // operands in use
+  std::vector<int> matrix;     // slots of `M`
   uint32_t negated = 0;        // bit i: predicate operand i is negated
   int result_predicate = -1;   // of `t`
   int guard = -1;              // @p
@@ -65,7 +66,8 @@ struct Kernel {
   std::map<std::string, int> special_registers;       // name -> 32-bit slot
   std::vector<std::pair<size_t, size_t>> parameters;  // offset and size in the parameter block
   size_t parameter_bytes = 0;
-  int shared_granule = 16;  // the smallest shared access, in bytes: the race check works in these units
+  bool has_mbarriers = false;  // its races are checked over both proxies
+  int shared_granule = 16;     // the smallest shared access, in bytes: the race check works in these units
 };
 
 struct Module {

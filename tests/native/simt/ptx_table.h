@@ -22,6 +22,7 @@ struct Table {
 void add_arithmetic(Table& table);         // ptx_arithmetic.cc
 void add_memory(Table& table);             // ptx_memory.cc
 void add_warp_instructions(Table& table);  // ptx_warp_instructions.cc
+void add_async(Table& table);              // ptx_async.cc
 
 // A lane's slot <-> a value. Narrow integers are sign- or zero-extended into the slot, so that ld.s8 into a wider
 // register works; reading takes the low bits.
@@ -55,6 +56,10 @@ void each_lane(LaneMask mask, F f) {
     for (int lane = 0; lane < 32; lane++)
       if (mask >> lane & 1) f(lane);
   }
+}
+
+inline void require_full_warp(Warp& warp, const Instruction& i, LaneMask mask) {
+  if (mask != ~LaneMask(0)) fail(warp, i, "warp-wide instruction in divergent code");
 }
 
 inline LaneMask read_predicate(const Warp& warp, const Instruction& i, int operand) {

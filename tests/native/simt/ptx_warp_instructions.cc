@@ -9,10 +9,6 @@ namespace simt::ptx {
 
 namespace {
 
-void require_full_warp(Warp& warp, const Instruction& i, LaneMask mask) {
-  if (mask != ~LaneMask(0)) fail(warp, i, "warp-wide instruction in divergent code");
-}
-
 // The member mask must name exactly the lanes that execute the instruction together.
 void require_members(Warp& warp, const Instruction& i, int mask_operand, LaneMask mask) {
   const uint32_t* members = warp.lanes<uint32_t>(i.operand[mask_operand]);
@@ -164,6 +160,7 @@ const std::map<std::string, Opcode>& opcodes() {
     add_arithmetic(table);
     add_memory(table);
     add_warp_instructions(table);
+    add_async(table);
     return made;
   }();
   return all;

@@ -42,6 +42,7 @@ _RUNTIME = [
     "async_race.cc",
     "mbarrier.cc",
     "wgmma.cc",
+    "wgmma_math.cc",
     "warp_math.cc",
     "ptx_arithmetic.cc",
     "ptx_memory.cc",
@@ -49,6 +50,7 @@ _RUNTIME = [
     "ptx_parser.cc",
     "ptx_machine.cc",
     "ptx_race.cc",
+    "ptx_async.cc",
     "c_api.cc",
 ]
 SANITIZERS = {
@@ -171,9 +173,9 @@ def _nvcc_flags(plugin: Path) -> list[str]:
     return [compiler, "-std=c++20", "--expt-relaxed-constexpr", f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}"]
 
 
-def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN) -> Path:
+def ptx(source: Path, stem: str, *, plugin: Path = PLUGIN, arch: str = "80") -> Path:
     """PTX of a .cu file without contraction, so that its arithmetic is the host's, bit for bit."""
-    command = [*_nvcc_flags(plugin), "-ptx", "-fmad=false", "-arch=compute_80", str(source)]
+    command = [*_nvcc_flags(plugin), "-ptx", "-fmad=false", f"-arch=compute_{arch}", str(source)]
     return _build(stem, ".ptx", [*_sources(plugin, SIMT), source], command)
 
 

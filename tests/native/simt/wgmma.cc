@@ -4,71 +4,37 @@
 
 #include "async_engines.h"
 #include "block.h"
+#include "wgmma_math.h"
 
 namespace simt {
 
 namespace {
 
-constexpr int kRows = 16, kBytes = 32;  // a warp's share of A; operand bytes along k
 constexpr int32_t kPoison = 0x5EADBEEF;
 
-// A K-major operand without swizzle: core matrices of eight rows x 16 bytes.
-struct Operand {
-  uint32_t start, chunk_bytes, group_bytes;
+MatrixOperand operand_of(uint64_t descriptor, loc_t l) {
+  if (const std::string wrong = unsupported_descriptor(descriptor); !wrong.empty()) fail("wgmma: " + wrong, l);
+  return MatrixOperand(descriptor);
+}
 
-  Operand(uint64_t descriptor, loc_t l)
-      : start(uint32_t(descriptor & 0x3fff) << 4),
-        chunk_bytes(uint32_t(descriptor >> 16 & 0x3fff) << 4),
-        group_bytes(uint32_t(descriptor >> 32 & 0x3fff) << 4) {
-    if (descriptor >> 46 != 0) fail("wgmma: the simulator knows operands without swizzle and base offset only", l);
-  }
-  uint32_t core_matrix(int group, int chunk) const {
-    return start + uint32_t(group) * group_bytes + uint32_t(chunk) * chunk_bytes;
-  }
-  const int8_t* row(int row, int chunk, loc_t l) const {
-    return reinterpret_cast<const int8_t*>(shared_pointer(core_matrix(row / 8, chunk) + 16 * uint32_t(row % 8), 16, l));
-  }
-  void check_race(int warp, int rows, uint32_t group, loc_t l) const {
-    for (int g = 0; g < rows / 8; g++)
-      for (int chunk = 0; chunk < 2; chunk++) {
-        shared_pointer(core_matrix(g, chunk), 16, l);
-        shared_pointer(core_matrix(g, chunk) + 112, 16, l);
-        const size_t offset = core_matrix(g, chunk) - shared_window();
-        if (const char* wrong = block->engines->race.product_read(warp, offset, 128, group))
-          fail(std::string("wgmma: ") + wrong, l);
-      }
-  }
-};
+void check_race(const MatrixOperand& operand, int warp, int rows, uint32_t group, loc_t l) {
+  each_core_matrix(operand, rows, [&](uint32_t address) {
+    shared_pointer(address, 16, l);
+    shared_pointer(address + 112, 16, l);
+    if (const char* wrong = block->engines->race.product_read(warp, address - shared_window(), 128, group))
+      fail(std::string("wgmma: ") + wrong, l);
+  });
+}
 
 void compute(Product& p, int warp) {
   if (p.done) return;
   p.done = true;
-  int16_t a[kRows][kBytes];
-  if (p.a.registers != nullptr) {
-    for (int lane = 0; lane < 32; lane++)
-      for (int i = 0; i < 16; i++) {  // PTX ISA: as mma.m16n8k32
-        const uint8_t byte = uint8_t(p.a_values[lane][i / 4] >> 8 * (i % 4));
-        a[lane / 4 + (i / 4 % 2 ? 8 : 0)][4 * (lane % 4) + i % 4 + (i >= 8 ? 16 : 0)] =
-            p.a.is_unsigned ? int16_t(byte) : int16_t(int8_t(byte));
-      }
-  } else {
-    const Operand operand(p.a.descriptor, p.location);
-    for (int r = 0; r < kRows; r++)
-      for (int k = 0; k < kBytes; k++) a[r][k] = operand.row(16 * (warp % 4) + r, k / 16, p.location)[k % 16];
-  }
-  const Operand operand(p.b, p.location);
-  for (int column = 0; column < p.n; column++) {
-    int16_t b[kBytes];
-    for (int k = 0; k < kBytes; k++) b[k] = operand.row(column, k / 16, p.location)[k % 16];
-    for (int r = 0; r < kRows; r++) {
-      int32_t sum = 0;
-      for (int k = 0; k < kBytes; k++) sum += int32_t(a[r][k]) * b[k];
-      // d_i of lane 4g + t: row g + 8 * (i / 2 % 2), column 8 * (i / 4) + 2t + i % 2
-      const int lane = 4 * (r % 8) + column % 8 / 2, i = column / 8 * 4 + r / 8 * 2 + column % 2;
-      int32_t& d = p.accumulator->values[lane][size_t(i)];
-      d = p.accumulate ? int32_t(uint32_t(d) + uint32_t(sum)) : sum;
-    }
-  }
+  const unsigned char* memory = block->shared - shared_window();
+  const WarpShare share =
+      p.a.registers != nullptr
+          ? WarpShare::from_registers([&](int lane, int i) { return p.a_values[lane][i]; }, p.a.is_unsigned)
+          : WarpShare::from_memory(MatrixOperand(p.a.descriptor), warp, memory);
+  share.multiply(MatrixOperand(p.b), p.n, p.accumulate, memory, p.accumulator->values);
 }
 
 void compute_all(WarpProducts& queue, int warp) {
@@ -101,8 +67,8 @@ void issue(WarpgroupMeeting& m, int warpgroup, int n, bool accumulate, loc_t l) 
     WarpProducts& queue = e.products[size_t(warp)];
     if (!queue.fenced) fail("wgmma: no wgmma.fence since registers were last accessed", l);
     const uint32_t group = queue.committed_groups + 1;
-    Operand(m.b, l).check_race(warp, n, group, l);
-    if (m.a[0].registers == nullptr) Operand(m.a[0].descriptor, l).check_race(warp, 64, group, l);
+    check_race(operand_of(m.b, l), warp, n, group, l);
+    if (m.a[0].registers == nullptr) check_race(operand_of(m.a[0].descriptor, l), warp, 64, group, l);
 
     Product p{nullptr, n, m.a[0], m.b, accumulate, {}, {}, false, l};
     for (Product& other : queue.products)
