@@ -264,6 +264,55 @@ def libpath(
 
 
 @app.command()
+def build_engine(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the engine.")],
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:DIMS", help="Sizes of a dynamic input: one, or MIN,OPT,MAX, e.g. ids:1x16,8x128,32x512."
+        ),
+    ] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of TensorRT's timings, read and written.")] = None,
+    embed_plugin: Annotated[
+        bool, typer.Option("--embed-plugin", help="Put the plugin library into the engine.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands; build nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing engine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine of a rewritten model with TensorRT's Python package.
+
+    Prints the commands that do the same with trtexec and Polygraphy, for a machine that has only those.
+
+    [bold]Examples[/bold]
+
+    intfa-onnx build-engine model.trt.onnx -o model.plan --shapes ids:1x16,8x128,32x512 --shapes mask:1x16,8x128,32x512
+
+    intfa-onnx build-engine model.trt.onnx -o model.plan --shapes ids:8x128 --shapes mask:8x128 --dry-run
+    """
+    import shlex
+
+    from intfa_onnx import build_engine as building
+
+    request = building.plan_engine(
+        model, output, shapes=shapes or (), timing_cache=timing_cache, embed_plugin=embed_plugin, force=force
+    )
+    commands = {"trtexec": request.trtexec()} | ({} if embed_plugin else {"polygraphy": request.polygraphy()})
+    if not as_json:
+        for command in commands.values():
+            print(shlex.join(command))
+    size = None
+    if not dry_run:
+        with _working(f"building {output}", as_json):
+            size = building.build_engine(request)
+    if as_json:
+        _print_json({"engine": None if size is None else str(output), "bytes": size, **commands})
+    elif size is not None:
+        print(f"wrote {output}, {size / 1e6:.1f} MB")
+
+
+@app.command()
 def serve_layout(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The model repository; made if absent.")],
     model: Annotated[Path, typer.Option(help="The rewritten model, for the ONNX Runtime backend.")],

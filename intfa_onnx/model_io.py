@@ -124,7 +124,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) 
         with _undo_on_failure() as undo:
             for source, location in _external_files(model):
                 _place_external(source, path.parent / location, force, undo)
-            _write_atomically(path, data)
+            write_atomically(path, data)
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}. Choose a writable folder") from error
 
@@ -180,7 +180,8 @@ def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -
     os.replace(partial, target)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename it: a failure leaves what was there."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
