@@ -144,14 +144,12 @@ def expected_codes(
             "q": encode(q, q_scale).reshape(-1, q.shape[-1]),
             "q_scale": q_scale.reshape(-1),
             "k": encode(k, k_scale),
-            "k_scale": np.full(len(k), k_scale),
+            "k_scale": np.full(len(k), quantize.round_up_22_bits(k_scale)),
             "v": encode(v, v_scale),
             "v_scale": v_scale,
         }
-    q, k = (np.where(np.isfinite(x).all(-1, keepdims=True), x, np.float32(0)) for x in (q, k))
     finite_k = np.isfinite(k).all(-1)
-    if case.data == "nonfinite":
-        finite_k &= np.abs(k).any(-1)
+    q, k = (np.where(np.isfinite(x).all(-1, keepdims=True), x, np.float32(0)) for x in (q, k))
     v = np.where(np.isfinite(v), v, np.float32(0))
     q_codes, q_scale = quantize.quantize_per_token(q[None])
     if not len(k):
@@ -159,7 +157,8 @@ def expected_codes(
     expected = {}
     if case.smooth_k:
         smoothed, mean = quantize.smooth_keys(k[None, None], finite_k[None, None])
-        k, expected["k_mean"] = smoothed[0, 0], mean.reshape(-1)
+        expected["k_mean"] = mean.reshape(-1)
+        k = np.where(finite_k[:, None], smoothed[0, 0], np.float32(0))  # a non-finite key is no smoothed zero
     k_codes, k_scale = quantize.quantize_keys(k[None, None], 128 if granularity == "group" else 0)
     v_codes, v_scale = quantize.quantize_per_channel(v[None, None], np.ones((1, 1, len(v)), bool))
     return expected | {

@@ -1,5 +1,5 @@
-// The CPU backend: pack every KV head, then one task per block of query rows. Nothing depends on the number of threads:
-// tasks are handed out through a counter, and each result is computed by one task in one order.
+// The CPU backend: pack every KV head, then its blocks of query rows. Nothing depends on the number of threads: tasks
+// are handed out through a counter, and each result is computed by one task in one order.
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -29,8 +29,7 @@ struct Call {
   PackHeadFn pack_head = cpu::pack_head();
   PackQueriesFn pack_queries = cpu::pack_queries();
   LoadMaskFn load_mask = cpu::load_mask();
-  NormalizeRowFn normalize_row = cpu::normalize_row();
-  StoreOutputFn store_output = cpu::store_output();
+  StoreRowFn store_row = cpu::store_row();
   SoftmaxFn softmax = softmax_tile(form);
   ScoreProductFn score_product = amx ? amx_scores : cpu::score_product();
   OutputProductFn output_product = amx ? amx_output : cpu::output_product();
@@ -44,6 +43,20 @@ PForm p_form(const AttentionProblem& p) {
   return p.scheme == Scheme::kPaper ? PForm::kPaper : PForm::kTile;
 }
 
+// Which keys the rows of a group attend: none outside [begin, end), all of [all_begin, all_end).
+struct GroupKeys {
+  int64_t begin = std::numeric_limits<int64_t>::max(), end = 0;
+  int64_t all_begin = 0, all_end = std::numeric_limits<int64_t>::max();
+
+  void add(const KeyRange& keys) {
+    all_begin = std::max(all_begin, keys.begin);
+    all_end = std::min(all_end, keys.end);
+    if (keys.begin >= keys.end) return;
+    begin = std::min(begin, keys.begin);
+    end = std::max(end, keys.end);
+  }
+};
+
 // One block of query rows of one KV head.
 struct BlockTask {
   const Call& call;
@@ -54,7 +67,9 @@ struct BlockTask {
   const Block block;
   int64_t batch, kv_head, first_row;
   int rows;
-  bool one_mask_row;  // every row of the block has the same mask values
+  bool one_mask_row;     // every row of the block has the same mask values
+  int64_t num_keys = 0;  // that are not padding
+  GroupKeys groups[kBlockRows / kRows] = {};
 
   int64_t query(int row) const { return (first_row + row) % p.seqlen_q; }
   int64_t q_head(int row) const { return kv_head * (p.num_heads / p.kv_num_heads) + (first_row + row) / p.seqlen_q; }
@@ -62,10 +77,10 @@ struct BlockTask {
     return batch * p.mask.stride_batch + q_head(row) * p.mask.stride_head + query(row) * p.mask.stride_query;
   }
 
-  void run() const;
+  void run();
 
  private:
-  void start() const;
+  void start();
   void tile(int64_t index) const;
   void tile_rows(int64_t index, int first, int count, bool mask_loaded) const;
   void finish() const;
@@ -73,13 +88,17 @@ struct BlockTask {
 };
 
 // Quantizes the queries and clears the running state.
-void BlockTask::start() const {
+void BlockTask::start() {
   call.pack_queries(p, t, head, {batch, kv_head, first_row, rows, nullptr}, block);
   const int64_t offset = causal_offset(p, t.nonpad_kv_seqlen, batch);
-  int64_t num_keys = valid_keys(p, t.nonpad_kv_seqlen, batch);
-  if (p.mask.present) num_keys = std::min(num_keys, p.mask.seqlen_kv);
+  num_keys = valid_keys(p, t.nonpad_kv_seqlen, batch);
+  const int64_t covered = p.mask.present ? std::min(num_keys, p.mask.seqlen_kv) : num_keys;
   for (int r = 0; r < round_up(rows, kRows); ++r) {
-    const KeyRange keys = r < rows ? attended_keys(p, query(r), offset, num_keys) : KeyRange{};
+    KeyRange keys;
+    if (r < rows) {
+      keys = attended_keys(p, query(r), offset, covered);
+      groups[r / kRows].add(keys);
+    }
     block.key_begin[r] = static_cast<int32_t>(keys.begin);
     block.key_end[r] = static_cast<int32_t>(keys.end);
     block.row_max[r] = -INFINITY;
@@ -88,16 +107,14 @@ void BlockTask::start() const {
   std::fill_n(block.output, round_up(rows, kRows) * layout.padded_channels(), 0.f);
 }
 
-void BlockTask::run() const {
+void BlockTask::run() {
   start();
-  int32_t begin = std::numeric_limits<int32_t>::max(), end = 0;
-  for (int r = 0; r < rows; ++r) {
-    if (block.key_begin[r] >= block.key_end[r]) continue;
-    begin = std::min(begin, block.key_begin[r]);
-    end = std::max(end, block.key_end[r]);
+  GroupKeys all;
+  for (const GroupKeys& group : groups) {
+    all.begin = std::min(all.begin, group.begin);
+    all.end = std::max(all.end, group.end);
   }
-  if (begin < end)
-    for (int64_t i = begin / layout.tile_n; i * layout.tile_n < end; ++i) tile(i);
+  for (int64_t i = all.begin / layout.tile_n; i * layout.tile_n < all.end; ++i) tile(i);
   finish();
 }
 
@@ -114,24 +131,27 @@ void BlockTask::tile(int64_t index) const {
 // Rows [first, first + count) against one tile.
 void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded) const {
   const int64_t first_key = index * layout.tile_n;
-  const int64_t keys = std::min(layout.tile_n, valid_keys(p, t.nonpad_kv_seqlen, batch) - first_key);
+  const int64_t keys = std::min(layout.tile_n, num_keys - first_key);
+  const GroupKeys& group = groups[first / kRows];
+  if (first_key >= group.end || first_key + keys <= group.begin) return;
   int32_t begin[kRows], end[kRows];
-  int64_t any_begin = keys, any_end = 0;
-  bool whole = true;
-  for (int r = 0; r < count; ++r) {
-    begin[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_begin[first + r] - first_key, 0, keys));
-    end[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_end[first + r] - first_key, begin[r], keys));
-    if (begin[r] < end[r]) {
+  int64_t any_begin = 0, any_end = keys;
+  const bool whole = group.all_begin <= first_key && first_key + keys <= group.all_end && keys % kChunk == 0;
+  if (!whole) {
+    any_begin = keys;
+    any_end = 0;
+    for (int r = 0; r < count; ++r) {
+      begin[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_begin[first + r] - first_key, 0, keys));
+      end[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_end[first + r] - first_key, begin[r], keys));
+      if (begin[r] >= end[r]) continue;
       any_begin = std::min<int64_t>(any_begin, begin[r]);
       any_end = std::max<int64_t>(any_end, end[r]);
     }
-    whole &= begin[r] == 0 && end[r] == keys;
+    if (any_begin >= any_end) return;
   }
-  if (any_begin >= any_end) return;
 
   const int chunk_begin = static_cast<int>(any_begin / kChunk);
   const int chunk_end = static_cast<int>((any_end + kChunk - 1) / kChunk);
-  whole &= keys % kChunk == 0;
   if (p.mask.present && !mask_loaded) {
     bool any = false;
     for (int r = 0; r < count; ++r)
@@ -186,16 +206,16 @@ void BlockTask::finish() const {
     float* output = block.output + r * width;
     const float sum = block.row_sum[r];
     const bool empty = block.row_max[r] == -INFINITY;
-    call.normalize_row(output, width, empty ? 1.f : sum * sum_unit, head.v_scale);  // an empty row's output is 0
     float lse = -INFINITY;
-    if (!empty) {
+    if (t.lse != nullptr && !empty) {
       const float shift = p.softcap == 0.f ? block.row_offset[r] : 0.f;  // under a softcap it went back before the cap
       lse = (block.row_max[r] + shift) * kLn2 + (std::log(sum) - code_unit);
     }
     if (*head.any_bad != 0 || block.bad_row[r]) mark_non_finite(r, output, &lse);
     const int64_t h = q_head(r), i = query(r);
-    call.store_output(output, p.head_dim_v, p.output_dtype, t.y,
-                      batch * p.y_strides.batch + h * p.y_strides.head + i * p.y_strides.token);
+    // an empty row's output is 0
+    call.store_row({output, p.head_dim_v, empty ? 1.f : sum * sum_unit, head.v_scale}, p.output_dtype, t.y,
+                   batch * p.y_strides.batch + h * p.y_strides.head + i * p.y_strides.token);
     if (t.lse != nullptr) t.lse[(batch * p.num_heads + h) * p.seqlen_q + i] = lse;
   }
 }
@@ -239,41 +259,68 @@ void BlockTask::mark_non_finite(int row, float* output, float* lse) const {
   *lse = kNaN;
 }
 
-void pack_worker(void* context, size_t) {
-  Call& call = *static_cast<Call*>(context);
+void pack_head(Call& call, int64_t head) {
   const AttentionProblem& p = call.problem;
-  for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;)
-    call.pack_head(p, call.tensors, call.layout, i / p.kv_num_heads, i % p.kv_num_heads,
-                   call.layout.head(call.tensors.workspace, i));
+  call.pack_head(p, call.tensors, call.layout, head / p.kv_num_heads, head % p.kv_num_heads,
+                 call.layout.head(call.tensors.workspace, head));
 }
 
-void block_worker(void* context, size_t worker) {
-  Call& call = *static_cast<Call*>(context);
+// Block `index` of a KV head, the last rows first: under a causal mask they are the longest.
+void run_block(Call& call, const Block& block, int64_t head, int64_t index) {
   const AttentionProblem& p = call.problem;
   const Layout& layout = call.layout;
-  const Block block = layout.block(call.tensors.workspace, static_cast<int>(worker));
-  const int64_t group = p.num_heads / p.kv_num_heads;
+  const int64_t first_row = (layout.blocks_per_head - 1 - index) * kBlockRows;
+  const int64_t all_rows = p.num_heads / p.kv_num_heads * p.seqlen_q;
+  const int rows = static_cast<int>(std::min<int64_t>(kBlockRows, all_rows - first_row));
+  const bool one_head = first_row / p.seqlen_q == (first_row + rows - 1) / p.seqlen_q;
+  const bool one_mask_row = p.mask.stride_query == 0 && (p.mask.stride_head == 0 || one_head);
+  BlockTask{call,
+            p,
+            call.tensors,
+            layout,
+            layout.head(call.tensors.workspace, head),
+            block,
+            head / p.kv_num_heads,
+            head % p.kv_num_heads,
+            first_row,
+            rows,
+            one_mask_row}
+      .run();
+}
+
+// What a thread needs for blocks of queries.
+struct Worker {
+  Worker(Call& shared, size_t index)
+      : call(shared), block(call.layout.block(call.tensors.workspace, static_cast<int>(index))) {
+    if (call.amx) tiles.emplace(static_cast<int>(call.problem.head_dim));
+  }
+  void run(int64_t head, int64_t index) { run_block(call, block, head, index); }
+
+  Call& call;
+  const Block block;
   std::optional<AmxTiles> tiles;
-  if (call.amx) tiles.emplace(static_cast<int>(p.head_dim));
-  for (int64_t i; (i = call.next_block.fetch_add(1)) < layout.num_kv_heads * layout.blocks_per_head;) {
-    const int64_t head = i / layout.blocks_per_head;
-    // last rows first: under a causal mask they are the longest
-    const int64_t first_row = (layout.blocks_per_head - 1 - i % layout.blocks_per_head) * kBlockRows;
-    const int rows = static_cast<int>(std::min<int64_t>(kBlockRows, group * p.seqlen_q - first_row));
-    const bool one_head = first_row / p.seqlen_q == (first_row + rows - 1) / p.seqlen_q;
-    const bool one_mask_row = p.mask.stride_query == 0 && (p.mask.stride_head == 0 || one_head);
-    BlockTask{call,
-              p,
-              call.tensors,
-              layout,
-              layout.head(call.tensors.workspace, head),
-              block,
-              head / p.kv_num_heads,
-              head % p.kv_num_heads,
-              first_row,
-              rows,
-              one_mask_row}
-        .run();
+};
+
+void pack_worker(void* context, size_t) {
+  Call& call = *static_cast<Call*>(context);
+  for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;) pack_head(call, i);
+}
+
+void block_worker(void* context, size_t index) {
+  Call& call = *static_cast<Call*>(context);
+  const int64_t blocks = call.layout.blocks_per_head;
+  Worker worker(call, index);
+  for (int64_t i; (i = call.next_block.fetch_add(1)) < call.layout.num_kv_heads * blocks;)
+    worker.run(i / blocks, i % blocks);
+}
+
+// Both for whole heads: a head is used while it is in this core's cache, and the threads meet once.
+void head_worker(void* context, size_t index) {
+  Call& call = *static_cast<Call*>(context);
+  Worker worker(call, index);
+  for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;) {
+    pack_head(call, i);
+    for (int64_t j = 0; j < call.layout.blocks_per_head; ++j) worker.run(i, j);
   }
 }
 
@@ -311,8 +358,13 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
          << " tile_n=" << layout.tile_n << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
     log_line(line.str());
   }
-  run_workers(execution, layout.num_workers, pack_worker, &call);
-  if (problem.seqlen_q > 0) run_workers(execution, layout.num_workers, block_worker, &call);
+  // whole heads where they leave no worker idle for long
+  if (layout.num_kv_heads % layout.num_workers == 0 || layout.num_kv_heads >= 8 * layout.num_workers) {
+    run_workers(execution, layout.num_workers, head_worker, &call);
+  } else {
+    run_workers(execution, layout.num_workers, pack_worker, &call);
+    run_workers(execution, layout.num_workers, block_worker, &call);
+  }
   return {};
 }
 

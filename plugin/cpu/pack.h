@@ -21,13 +21,16 @@ using PackQueriesFn = void (*)(const AttentionProblem& problem, const AttentionT
                                const QueryRows& rows, const Block& block);
 PackQueriesFn pack_queries();
 
-// row[i] = row[i] / sum * scale[i], n a multiple of kGroup.
-using NormalizeRowFn = void (*)(float* row, int64_t n, float sum, const float* scale);
-NormalizeRowFn normalize_row();
-
-// Converts a row of n float32 values, n a multiple of 8, to `dtype` at element `offset` of `out`.
-using StoreOutputFn = void (*)(const float* row, int64_t n, DataType dtype, void* out, int64_t offset);
-StoreOutputFn store_output();
+// out[i] = output[i] / sum * scale[i] as `dtype`, from element `offset` of `out` on. Multiplied by the reciprocal of
+// the sum: one more rounding in float32 than by a division.
+struct OutputRow {
+  const float* output;  // readable up to a multiple of kGroup, as scale is
+  int64_t channels;     // a multiple of 8
+  float sum;
+  const float* scale;
+};
+using StoreRowFn = void (*)(const OutputRow& row, DataType dtype, void* out, int64_t offset);
+StoreRowFn store_row();
 
 // One row of the mask for keys [first_key, first_key + keys): log2 bias, padded with -inf to a multiple of kChunk.
 // offset: element of key 0. Returns whether any key is attended.

@@ -3,6 +3,7 @@
 #include "cpu/softmax.h"
 
 #include <cmath>
+#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/softmax.cpp"
@@ -34,20 +35,37 @@ HWY_INLINE VI to_code(VF y, VF factor) {
   return hn::And(hn::BitCast(DI(), shifted), hn::Set(DI(), 0xff));
 }
 
-// Pass 1 of a row: x in place of the scores. Returns the row's maximum over this tile.
+// rint(255 * 2^x) for x <= 0; pack_codes() makes 0 of what it gives for x = -inf.
+HWY_INLINE VI exp2_code(VF x) {
+  const DF d;
+#if HWY_TARGET <= HWY_AVX3
+  // AVX-512 scales by a power of two in one instruction that underflows by itself: a third fewer instructions, the
+  // same value
+  const VF exponent = hn::Round(x);
+  const VF fraction = exp2_fraction(hn::Sub(x, exponent));
+  const VF y = VF{_mm512_scalef_ps(fraction.raw, exponent.raw)};
+  return VI{_mm512_cvtps_epi32(hn::Mul(y, hn::Set(d, kMaxPCode)).raw)};
+#else
+  return to_code(exp2_nonpositive(x), hn::Set(d, kMaxPCode));
+#endif
+}
+
+// Pass 1 of a row: x in place of the scores, and the largest x of each lane.
 template <bool kPlain>
-HWY_INLINE float row_scores(const SoftmaxTile& a, int row) {
+HWY_INLINE void row_scores(const SoftmaxTile& a, int row, float* HWY_RESTRICT lane_max) {
   const DF d;
   const DI di;
   float* x_row = a.scores + row * a.stride;
   const int32_t* s_row = reinterpret_cast<const int32_t*>(x_row);
+  const float* k_scale = a.k_scale;
+  const int64_t last = a.chunk_end * kChunk;
   const VF factor = hn::Set(d, a.factor[row]);
   const VF excluded = hn::Set(d, -INFINITY);
   const VI begin = hn::Set(di, !kPlain && a.key_begin ? a.key_begin[row] : 0);
   const VI end = hn::Set(di, !kPlain && a.key_end ? a.key_end[row] : INT32_MAX);
   VF max = excluded;
-  for (int64_t j = a.chunk_begin * kChunk; j < a.chunk_end * kChunk; j += kLanes) {
-    VF x = hn::Mul(hn::Mul(hn::ConvertTo(d, hn::Load(di, s_row + j)), hn::Load(d, a.k_scale + j)), factor);
+  for (int64_t j = a.chunk_begin * kChunk; j < last; j += kLanes) {
+    VF x = hn::Mul(hn::Mul(hn::ConvertTo(d, hn::Load(di, s_row + j)), hn::Load(d, k_scale + j)), factor);
     if constexpr (!kPlain) {
       if (a.softcap != 0.f) {
         const VF cap = hn::Set(d, a.softcap);
@@ -61,55 +79,52 @@ HWY_INLINE float row_scores(const SoftmaxTile& a, int row) {
     hn::Store(x, d, x_row + j);
     max = hn::Max(max, x);
   }
-  return hn::ReduceMax(d, max);
+  hn::Store(max, d, lane_max);
 }
 
-// Pass 2 of a row: P from x. Returns the row's sum over this tile.
+// Sums over the rows' P: integers for kTile, whose P are codes.
 template <PForm kForm>
-HWY_INLINE float row_exp(const SoftmaxTile& a, int row, float reference) {
+using SumTag = std::conditional_t<kForm == PForm::kTile, DI, DF>;
+
+// Pass 2 of a row: P from x, and the sum of each lane.
+template <PForm kForm>
+HWY_INLINE void row_exp(const SoftmaxTile& a, int row, float reference,
+                        hn::TFromD<SumTag<kForm>>* HWY_RESTRICT lane_sum) {
   const DF d;
-  const DI di;
+  const SumTag<kForm> ds;
   float* x_row = a.scores + row * a.stride;
+  const int64_t last = a.chunk_end * kChunk;
   const VF ref = hn::Set(d, reference);
+  auto sum = hn::Zero(ds);
   if constexpr (kForm == PForm::kHalf) {
     const hn::Rebind<hwy::float16_t, DF> dh;
-    VF sum = hn::Zero(d);
-    for (int64_t j = a.chunk_begin * kChunk; j < a.chunk_end * kChunk; j += kLanes) {
+    for (int64_t j = a.chunk_begin * kChunk; j < last; j += kLanes) {
       const VF y = exp2_nonpositive(hn::Sub(hn::Load(d, x_row + j), ref));
       const VF p = hn::PromoteTo(d, hn::DemoteTo(dh, y));
       hn::Store(p, d, x_row + j);
       sum = hn::Add(sum, p);
     }
-    return hn::ReduceSum(d, sum);
   } else {
-    constexpr bool kSumCodes = kForm == PForm::kTile;
-    const VF scale = hn::Set(d, kSumCodes ? kMaxPCode : kMaxCode);
     const DUB dub;
-    const auto ones = hn::Set(DB(), int8_t{1});
     uint8_t* p_row = a.p + row * a.stride;
-    VI code_sum = hn::Zero(di);
-    VF sum = hn::Zero(d);
-    for (int64_t j = a.chunk_begin * kChunk; j < a.chunk_end * kChunk; j += 4 * kLanes) {
+    for (int64_t j = a.chunk_begin * kChunk; j < last; j += 4 * kLanes) {
       VI code[4];
       for (int v = 0; v < 4; ++v) {
-        const VF y = exp2_nonpositive(hn::Sub(hn::Load(d, x_row + j + v * kLanes), ref));
-        if constexpr (!kSumCodes) sum = hn::Add(sum, y);
-        code[v] = to_code(y, scale);
+        const VF x = hn::Sub(hn::Load(d, x_row + j + v * kLanes), ref);
+        if constexpr (kForm == PForm::kTile) {
+          code[v] = exp2_code(x);
+        } else {
+          const VF y = exp2_nonpositive(x);
+          sum = hn::Add(sum, y);
+          code[v] = to_code(y, hn::Set(d, kMaxCode));
+        }
       }
       const auto packed = pack_codes(code[0], code[1], code[2], code[3]);
       hn::Store(packed, dub, p_row + j);
-      if constexpr (kSumCodes) code_sum = hn::SumOfMulQuadAccumulate(di, packed, ones, code_sum);
+      if constexpr (kForm == PForm::kTile) sum = hn::SumOfMulQuadAccumulate(ds, packed, hn::Set(DB(), int8_t{1}), sum);
     }
-    return kSumCodes ? static_cast<float>(hn::ReduceSum(di, code_sum)) : hn::ReduceSum(d, sum);
   }
-}
-
-// A row without attended keys in this tile: P = 0.
-HWY_INLINE void clear_row(const SoftmaxTile& a, int row) {
-  for (int64_t j = a.chunk_begin * kChunk; j < a.chunk_end * kChunk; ++j) {
-    a.scores[row * a.stride + j] = 0.f;
-    a.p[row * a.stride + j] = 0;
-  }
+  hn::Store(sum, ds, lane_sum);
 }
 
 // 2^x that is 0 from -126 down, where the polynomial stops.
@@ -118,45 +133,53 @@ HWY_INLINE VF exp2_or_zero(VF x) {
   return hn::IfThenElseZero(hn::Gt(x, hn::Set(d, -126.f)), exp2_nonpositive(x));
 }
 
+// Each pass goes over all rows before the next one, and what is one number per row is computed for 16 rows at once.
 template <PForm kForm>
 void softmax(const SoftmaxTile& a) {
   const DF d;
-  HWY_ALIGN float old_max[kRows], tile_max[kRows], new_max[kRows], sum[kRows];
-  const bool plain = a.key_begin == nullptr && a.bias == nullptr && a.softcap == 0.f;
-  for (int row = 0; row < kRows; ++row) {
-    old_max[row] = row < a.rows ? a.row_max[row] : -INFINITY;
-    tile_max[row] = -INFINITY;
-    sum[row] = 0.f;
-  }
-  // one pass over all rows, then the other: the rows' reductions do not wait for each other
-  for (int row = 0; row < a.rows; ++row) {
-    tile_max[row] = plain ? row_scores<true>(a, row) : row_scores<false>(a, row);
-    new_max[row] = HWY_MAX(old_max[row], tile_max[row]);
-  }
-  for (int row = 0; row < a.rows; ++row) {
-    if (tile_max[row] == -INFINITY) {
-      clear_row(a, row);
-    } else {
-      sum[row] = row_exp<kForm>(a, row, kForm == PForm::kTile ? tile_max[row] : new_max[row]);
-    }
-  }
-  for (int row = a.rows; row < kRows; ++row) new_max[row] = -INFINITY;
-
+  const SumTag<kForm> ds;
+  HWY_ALIGN float lane_max[kRows * kGroup], tile_max[kRows], reference[kRows];
+  HWY_ALIGN hn::TFromD<SumTag<kForm>> lane_sum[kRows * kGroup], sum[kRows];
   const VF excluded = hn::Set(d, -INFINITY);
+  const int rows = a.rows;
+  if (a.key_begin == nullptr && a.bias == nullptr && a.softcap == 0.f) {
+    for (int row = 0; row < rows; ++row) row_scores<true>(a, row, lane_max + row * kGroup);
+  } else {
+    for (int row = 0; row < rows; ++row) row_scores<false>(a, row, lane_max + row * kGroup);
+  }
+  for (int row = rows; row < kRows; ++row) {
+    hn::Store(excluded, d, lane_max + row * kGroup);
+    hn::Store(hn::Zero(ds), ds, lane_sum + row * kGroup);
+  }
+  reduce_rows(d, lane_max, tile_max, [](VF x, VF y) { return hn::Max(x, y); });
+
   for (int row = 0; row < kRows; row += kLanes) {
-    const VF max = hn::Load(d, new_max + row);
     const VF tile = hn::Load(d, tile_max + row);
+    const VF old = hn::Load(d, a.row_max + row);
+    const VF max = hn::Max(old, tile);
     // a row that has seen no key keeps alpha = 1; its output and sum are 0
-    const VF alpha =
-        hn::IfThenElse(hn::Eq(max, excluded), hn::Set(d, 1.f), exp2_or_zero(hn::Sub(hn::Load(d, old_max + row), max)));
-    const VF reference = kForm == PForm::kTile ? tile : max;
-    const VF beta = hn::IfThenZeroElse(hn::Eq(tile, excluded), exp2_or_zero(hn::Sub(reference, max)));
+    const VF alpha = hn::IfThenElse(hn::Eq(max, excluded), hn::Set(d, 1.f), exp2_or_zero(hn::Sub(old, max)));
+    const auto none = hn::Eq(tile, excluded);
+    const VF ref = kForm == PForm::kTile ? tile : max;
+    const VF beta = hn::IfThenZeroElse(none, exp2_or_zero(hn::Sub(ref, max)));
     hn::Store(alpha, d, a.alpha + row);
     hn::Store(beta, d, a.beta + row);
+    hn::Store(max, d, a.row_max + row);
+    // where the tile has no key for the row, x - 0 = -inf makes every P zero
+    hn::Store(hn::IfThenZeroElse(none, ref), d, reference + row);
   }
-  for (int row = 0; row < a.rows; ++row) {
-    a.row_max[row] = new_max[row];
-    a.row_sum[row] = a.alpha[row] * a.row_sum[row] + a.beta[row] * sum[row];
+
+  for (int row = 0; row < rows; ++row) row_exp<kForm>(a, row, reference[row], lane_sum + row * kGroup);
+  reduce_rows(ds, lane_sum, sum, [](auto x, auto y) { return hn::Add(x, y); });
+  for (int row = 0; row < kRows; row += kLanes) {
+    VF tile;
+    if constexpr (kForm == PForm::kTile) {
+      tile = hn::ConvertTo(d, hn::Load(ds, sum + row));
+    } else {
+      tile = hn::Load(d, sum + row);
+    }
+    const VF before = hn::Mul(hn::Load(d, a.row_sum + row), hn::Load(d, a.alpha + row));
+    hn::Store(hn::Add(before, hn::Mul(tile, hn::Load(d, a.beta + row))), d, a.row_sum + row);
   }
 }
 

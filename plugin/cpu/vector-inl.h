@@ -25,90 +25,120 @@ constexpr int kLanes = hn::MaxLanes(DF());
 // Adding and subtracting 1.5 * 2^23 rounds to an integer, ties to even; the low bits of the sum are that integer.
 constexpr float kRoundMagic = 12582912.f;
 
-// 2^x for x <= 0, within 1 ulp; x below -126 gives 2^-126. Degree-6 minimax polynomial on [-1/2, 1/2], relative error
-// 2e-9 before rounding.
-HWY_INLINE VF exp2_nonpositive(VF x) {
+// 2^f for f in [-1/2, 1/2]: degree-6 minimax polynomial, relative error 2e-9 before rounding.
+HWY_INLINE VF exp2_fraction(VF f) {
   const DF d;
-  const DI di;
-  const VF clamped = hn::Max(x, hn::Set(d, -126.f));
-  const VF shifted = hn::Add(clamped, hn::Set(d, kRoundMagic));
-  const VF f = hn::Sub(clamped, hn::Sub(shifted, hn::Set(d, kRoundMagic)));
   VF y = hn::MulAdd(hn::Set(d, 0x1.41fbbcp-13f), f, hn::Set(d, 0x1.5f3e54p-10f));
   y = hn::MulAdd(y, f, hn::Set(d, 0x1.3b2d4cp-7f));
   y = hn::MulAdd(y, f, hn::Set(d, 0x1.c6aee8p-5f));
   y = hn::MulAdd(y, f, hn::Set(d, 0x1.ebfbdcp-3f));
   y = hn::MulAdd(y, f, hn::Set(d, 0x1.62e43p-1f));
-  y = hn::MulAdd(y, f, hn::Set(d, 1.f));
+  return hn::MulAdd(y, f, hn::Set(d, 1.f));
+}
+
+// 2^x for x <= 0, within 1 ulp; x below -126 gives 2^-126.
+HWY_INLINE VF exp2_nonpositive(VF x) {
+  const DF d;
+  const DI di;
+  const VF clamped = hn::Max(x, hn::Set(d, -126.f));
+  const VF shifted = hn::Add(clamped, hn::Set(d, kRoundMagic));
+  const VF y = exp2_fraction(hn::Sub(clamped, hn::Sub(shifted, hn::Set(d, kRoundMagic))));
   const VI exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
   return hn::BitCast(d, hn::Add(hn::BitCast(di, y), exponent));
 }
 
-// Loads a row of n elements as float32 and zeroes out[n .. round_up(n, 16)). n is a multiple of 8.
-HWY_INLINE void load_row(const float* from, int64_t n, float* HWY_RESTRICT out) {
-  const DF d;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) hn::Store(hn::LoadU(d, from + i), d, out + i);
-  if (i < n) hn::Store(hn::LoadN(d, from + i, n - i), d, out + i);
-}
-
-HWY_INLINE void load_row(const hwy::float16_t* from, int64_t n, float* HWY_RESTRICT out) {
-  const DF d;
-  const hn::Rebind<hwy::float16_t, DF> dh;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) hn::Store(hn::PromoteTo(d, hn::LoadU(dh, from + i)), d, out + i);
-  if (i < n) hn::Store(hn::PromoteTo(d, hn::LoadN(dh, from + i, n - i)), d, out + i);
-}
-
-HWY_INLINE void load_row(const hwy::bfloat16_t* from, int64_t n, float* HWY_RESTRICT out) {
-  const DF d;
-  const DU du;
-  const hn::Rebind<uint16_t, DU> dh;
-  const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
-  const auto widen = [&](auto v) { return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, v))); };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) hn::Store(widen(hn::LoadU(dh, bits + i)), d, out + i);
-  if (i < n) hn::Store(widen(hn::LoadN(dh, bits + i, n - i)), d, out + i);
-}
-
-HWY_INLINE void load_row(const int8_t* from, int64_t n, float* HWY_RESTRICT out) {
-  const DF d;
-  const DI di;
-  const hn::Rebind<int8_t, DI> db;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    hn::Store(hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(db, from + i))), d, out + i);
-  if (i < n) hn::Store(hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadN(db, from + i, n - i))), d, out + i);
-}
-
-// Stores n float32 values, n a multiple of 8, rounding to nearest even.
-HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t n, float* out) {
-  const DF d;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) hn::StoreU(hn::Load(d, from + i), d, out + i);
-  if (i < n) hn::StoreN(hn::Load(d, from + i), d, out + i, n - i);
-}
-
-HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t n, hwy::float16_t* out) {
-  const DF d;
-  const hn::Rebind<hwy::float16_t, DF> dh;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) hn::StoreU(hn::DemoteTo(dh, hn::Load(d, from + i)), dh, out + i);
-  if (i < n) hn::StoreN(hn::DemoteTo(dh, hn::Load(d, from + i)), dh, out + i, n - i);
-}
-
-HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t n, hwy::bfloat16_t* out) {
-  const DF d;
-  const DU du;
-  const hn::Rebind<uint16_t, DU> dh;
-  uint16_t* bits = reinterpret_cast<uint16_t*>(out);
-  const auto narrow = [&](VF v) {
-    const auto u = hn::BitCast(du, v);
-    const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(du, 1u));
-    return hn::TruncateTo(dh, hn::ShiftRight<16>(hn::Add(hn::Add(u, hn::Set(du, 0x7fffu)), odd)));
+// out[r] = op over the lanes of row r, for 16 rows at rows + 16 r: with each op two vectors become one.
+template <class D, class Op>
+HWY_INLINE void reduce_rows(D d, const hn::TFromD<D>* HWY_RESTRICT rows, hn::TFromD<D>* HWY_RESTRICT out, Op op) {
+  using V = hn::Vec<D>;
+  const hn::Repartition<uint64_t, D> d64;
+  // rows r to r + 3 in the four lanes of every 128-bit block
+  const auto four = [&](int r) HWY_ATTR {
+    const auto two = [&](int i) HWY_ATTR {
+      const V x = hn::Load(d, rows + (r + i) * 16), y = hn::Load(d, rows + (r + i + 1) * 16);
+      return hn::BitCast(d64, op(hn::InterleaveLower(d, x, y), hn::InterleaveUpper(d, x, y)));
+    };
+    const auto x = two(0), y = two(2);
+    return op(hn::BitCast(d, hn::InterleaveLower(d64, x, y)), hn::BitCast(d, hn::InterleaveUpper(d64, x, y)));
   };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) hn::StoreU(narrow(hn::Load(d, from + i)), dh, bits + i);
-  if (i < n) hn::StoreN(narrow(hn::Load(d, from + i)), dh, bits + i, n - i);
+  [[maybe_unused]] const auto halves = [&](V x, V y) HWY_ATTR {
+    return op(hn::ConcatLowerLower(d, y, x), hn::ConcatUpperUpper(d, y, x));
+  };
+  if constexpr (kLanes == 4) {
+    for (int r = 0; r < 16; r += 4) hn::Store(four(r), d, out + r);
+  } else if constexpr (kLanes == 8) {
+    for (int r = 0; r < 16; r += 8) hn::Store(halves(four(r), four(r + 4)), d, out + r);
+  } else {
+    const V x = halves(four(0), four(8)), y = halves(four(4), four(12));  // blocks: rows 0, 0, 8, 8 and 4, 4, 12, 12
+    hn::Store(op(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(y), x), hn::OddEvenBlocks(y, hn::SwapAdjacentBlocks(x))), d,
+              out);
+  }
+}
+
+// rint(x) of a magnitude under 2^22, ties to even.
+HWY_INLINE VI nearest(VF x) {
+  const DI di;
+  const VF magic = hn::Set(DF(), kRoundMagic);
+  return hn::Sub(hn::BitCast(di, hn::Add(x, magic)), hn::BitCast(di, magic));
+}
+
+// A vector of elements as float32: all of its lanes, or the first n and zeros.
+HWY_INLINE VF load_lanes(const float* from) { return hn::LoadU(DF(), from); }
+HWY_INLINE VF load_lanes(const float* from, size_t n) { return hn::LoadN(DF(), from, n); }
+
+using DF16 = hn::Rebind<hwy::float16_t, DF>;
+HWY_INLINE VF load_lanes(const hwy::float16_t* from) { return hn::PromoteTo(DF(), hn::LoadU(DF16(), from)); }
+HWY_INLINE VF load_lanes(const hwy::float16_t* from, size_t n) {
+  return hn::PromoteTo(DF(), hn::LoadN(DF16(), from, n));
+}
+
+using DU16 = hn::Rebind<uint16_t, DU>;
+HWY_INLINE VF widen_bfloat16(hn::Vec<DU16> bits) {
+  return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), bits)));
+}
+HWY_INLINE VF load_lanes(const hwy::bfloat16_t* from) {
+  return widen_bfloat16(hn::LoadU(DU16(), reinterpret_cast<const uint16_t*>(from)));
+}
+HWY_INLINE VF load_lanes(const hwy::bfloat16_t* from, size_t n) {
+  return widen_bfloat16(hn::LoadN(DU16(), reinterpret_cast<const uint16_t*>(from), n));
+}
+
+using DI8 = hn::Rebind<int8_t, DI>;
+HWY_INLINE VF load_lanes(const int8_t* from) {
+  return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(DI8(), from)));
+}
+HWY_INLINE VF load_lanes(const int8_t* from, size_t n) {
+  return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadN(DI8(), from, n)));
+}
+
+// Elements [i, i + kLanes) of a row of n, zeros past its end.
+template <typename T>
+HWY_INLINE VF load_at(const T* row, int64_t i, int64_t n) {
+  return i + kLanes <= n ? load_lanes(row + i) : i < n ? load_lanes(row + i, n - i) : hn::Zero(DF());
+}
+
+// Stores the first n lanes, rounding to nearest even.
+HWY_INLINE void store_lanes(VF x, size_t n, float* out) {
+  const DF d;
+  if (n >= kLanes) return hn::StoreU(x, d, out);
+  hn::StoreN(x, d, out, n);
+}
+
+HWY_INLINE void store_lanes(VF x, size_t n, hwy::float16_t* out) {
+  const DF16 d;
+  if (n >= kLanes) return hn::StoreU(hn::DemoteTo(d, x), d, out);
+  hn::StoreN(hn::DemoteTo(d, x), d, out, n);
+}
+
+HWY_INLINE void store_lanes(VF x, size_t n, hwy::bfloat16_t* out) {
+  const DU du;
+  const DU16 d;
+  const auto bits = hn::BitCast(du, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fffu)), odd));
+  uint16_t* to = reinterpret_cast<uint16_t*>(out);
+  if (n >= kLanes) return hn::StoreU(hn::TruncateTo(d, rounded), d, to);
+  hn::StoreN(hn::TruncateTo(d, rounded), d, to, n);
 }
 
 }  // namespace intfa::cpu::HWY_NAMESPACE
