@@ -1,6 +1,7 @@
 """The native core through its C interface (``intfa/c_api.h``), on raw pointers; for benchmarks and tests.
 
-Arrays of any library will do (numpy, torch, pycuda): the caller passes addresses, and keeps the arrays alive.
+The one declaration of its structures in Python. :func:`intfa_onnx.c_problem.make_problem` fills them from arrays of any
+library (numpy, torch, pycuda), and :class:`intfa_onnx.cuda_runner.CudaAttention` runs pycuda's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from intfa_onnx import native
 from intfa_onnx.errors import IntfaError, UnsupportedError
 
 DTYPES = ("float32", "float16", "bfloat16", "int8", "bool")  # enum DataType
+SCALES = ("none", "per_tensor", "per_head", "per_channel")  # enum ScaleGranularity
 PRECISIONS = ("int8", "int8_qk")
 SCHEMES = ("tile", "paper")
 
@@ -26,7 +28,10 @@ q_strides:3 k_strides:3 v_strides:3 y_strides:3 causal causal_alignment window_l
 mask_present mask_dtype mask_strides:4 mask_seqlen_kv has_nonpad_kv_seqlen
 precision scheme k_granularity smooth_k tile_n q_scale k_scale v_scale
 """
-_POINTERS = "q k v past_key past_value mask nonpad_kv_seqlen q_scale k_scale v_scale y present_key present_value lse"
+POINTERS = (
+    "q", "k", "v", "past_key", "past_value", "mask", "nonpad_kv_seqlen", "q_scale", "k_scale", "v_scale",
+    "y", "present_key", "present_value", "lse",
+)  # fmt: skip
 
 
 def _integer_field(text: str) -> tuple[str, Any]:
@@ -47,7 +52,36 @@ class Problem(ctypes.Structure):
 class Tensors(ctypes.Structure):
     """``intfa_tensors``: addresses, on the device where the backend is CUDA."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in _POINTERS.split())
+    _fields_ = tuple((name, ctypes.c_void_p) for name in POINTERS)
+
+
+class Codes(ctypes.Structure):
+    """``intfa_codes``: what the CPU backend quantizes, for tests."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("q", "q_scale", "k", "k_scale", "k_mean", "v", "v_scale"))
+
+
+def cuda_architectures() -> str:
+    """Return the GPUs that the library has code for, e.g. ``"sm 80, 86, 90a; PTX 90a"``; empty without CUDA kernels."""
+    function = library().intfa_cuda_architectures
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def has_cuda_code(compute_capability: str) -> bool:
+    """Return whether a GPU of this compute capability, e.g. ``"8.6"``, finds code in the library.
+
+    Machine code serves its own major version from its minor version on, with an "a" that one GPU alone; PTX serves
+    every newer GPU.
+    """
+    major, _, minor = compute_capability.partition(".")
+    here = 10 * int(major) + int(minor)
+    code, _, ptx = cuda_architectures().removeprefix("sm ").partition("; PTX ")
+    for name in filter(None, code.split(", ")):
+        built = int(name.rstrip("a"))
+        if here == built or (name.isdigit() and here // 10 == built // 10 and here > built):
+            return True
+    return ptx.isdigit() and here >= int(ptx)
 
 
 def cuda_workspace_bytes(problem: Problem) -> int:

@@ -19,16 +19,17 @@ import onnx
 from onnx import TensorProto, helper
 
 import intfa_onnx
-from intfa_onnx import native
+from intfa_onnx import c_abi, native
 from intfa_onnx.errors import IntfaError
 from intfa_onnx.op_schema import DOMAIN, OP_TYPE, OPSET_VERSION
 from intfa_onnx.session import CPU, CUDA, open_session
 
 # What each library has to export: the host's entry points, and of the C interface what this module calls.
 _EXPORTS = {
-    "ort": ("RegisterCustomOps", "intfa_version"),
+    "ort": ("RegisterCustomOps", "intfa_version", "intfa_cuda_architectures"),
     "trt": ("getCreators", "setLoggerFinder"),
 }
+_MIN_CAPABILITY = 8.0  # mma.sync.m16n8k32
 _TENSORRT_MAJORS = (10, 11)  # whose plugin interface the library was written for
 
 State = Literal["ok", "absent", "broken"]
@@ -56,12 +57,14 @@ def diagnose() -> tuple[Check, ...]:
     if library.state == runtime.state == "ok":
         operator = _guard("operator in ONNX Runtime", _operator, "update onnxruntime, or reinstall the package")
         on_cuda = _optional("operator on CUDA", lambda: _operator((CUDA, CPU)))
+    driver = _driver()
     return (
         Check(
             "intfa-onnx", "ok", f"{intfa_onnx.__version__}, Python {platform.python_version()}, {platform.platform()}"
         ),
         _package("onnx"),
         library,
+        _cuda_code(driver) if library.state == "ok" else Check("CUDA code", "absent", "not looked for: see above"),
         runtime,
         operator,
         on_cuda,
@@ -69,7 +72,7 @@ def diagnose() -> tuple[Check, ...]:
         _tensorrt(),
         _package("polygraphy", remedy="for `intfa-onnx compare`: pip install 'intfa-onnx[polygraphy]'"),
         _package("torch", remedy="only to export models: pip install 'intfa-onnx[models]'"),
-        _driver(),
+        driver,
     )
 
 
@@ -147,6 +150,25 @@ def _library(host: native.Host) -> str:
             raise RuntimeError(f"{path} is of version {version}, the package of version {intfa_onnx.__version__}")
     size = path.stat().st_size / 1e6
     return f"{path}, {size:.1f} MB, exports {', '.join(_EXPORTS[host])}, needs glibc {_dotted(floor)}"
+
+
+def _cuda_code(driver: Check) -> Check:
+    """Report the GPUs that the library has code for, and those of this machine that it has none for."""
+    built = c_abi.cuda_architectures()
+    if not built:
+        remedy = "to run on a GPU: build it where nvcc is found (INTFA_CUDA=ON)"
+        return Check("CUDA code", "absent", "CPU kernels only", remedy)
+    capabilities = re.findall(r", (\d+\.\d)(?=;|$)", driver.found) if driver.state == "ok" else []
+    without = [c for c in capabilities if not c_abi.has_cuda_code(c)]
+    if not without:
+        return Check("CUDA code", "ok", f"for {built}")
+    old = [c for c in without if float(c) < _MIN_CAPABILITY]
+    remedy = (
+        f"run on the CPU: the kernels need compute capability {_MIN_CAPABILITY}"
+        if old
+        else (f"build it with -DINTFA_CUDA_ARCHITECTURES={without[0].replace('.', '')}")
+    )
+    return Check("CUDA code", "absent", f"for {built}; none for compute capability {', '.join(without)}", remedy)
 
 
 def glibc_floor(library: Path) -> tuple[int, ...]:

@@ -7,49 +7,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from cases import AttentionCase, typed_inputs
 
 from intfa_onnx import native
+from intfa_onnx.c_abi import Codes, Problem, Tensors
+from intfa_onnx.c_problem import make_problem
 
 OK, INVALID_ARGUMENT, UNSUPPORTED = 0, 1, 2
 CPU, CUDA = 0, 1
-DTYPES = {np.dtype(t): i for i, t in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.bool_))}
-
-_INTS = """
-    batch num_heads kv_num_heads seqlen_q seqlen_new seqlen_past head_dim head_dim_v dtype output_dtype
-    q_strides:3 k_strides:3 v_strides:3 y_strides:3 causal causal_alignment window_left window_right
-    mask_present mask_dtype mask_strides:4 mask_seqlen_kv has_nonpad_kv_seqlen
-    precision scheme k_granularity smooth_k tile_n q_scale k_scale v_scale
-"""
-_TENSORS = """
-    q k v past_key past_value mask nonpad_kv_seqlen q_scale k_scale v_scale y present_key present_value lse
-"""
-_CODES = "q q_scale k k_scale k_mean v v_scale"
-
-
-def _int_field(text: str) -> tuple[str, Any]:
-    name, _, count = text.partition(":")
-    return name, ctypes.c_int64 * int(count) if count else ctypes.c_int64
-
-
-class Problem(ctypes.Structure):
-    """``intfa_problem``."""
-
-    _fields_ = [*map(_int_field, _INTS.split()), ("softmax_scale", ctypes.c_double), ("softcap", ctypes.c_double)]
-
-
-class Tensors(ctypes.Structure):
-    """``intfa_tensors``."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in _TENSORS.split()]
-
-
-class Codes(ctypes.Structure):
-    """``intfa_codes``."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in _CODES.split()]
 
 
 @cache
@@ -65,6 +31,8 @@ def library() -> ctypes.CDLL:
 class Call:
     """A problem with its arrays, kept alive; change ``problem`` or ``tensors`` before ``run`` to hurt it."""
 
+    case: AttentionCase
+    attributes: dict[str, float | str]
     problem: Problem
     tensors: Tensors
     arrays: dict[str, np.ndarray]
@@ -136,56 +104,28 @@ def make_call(
     arrays["present_value"] = np.zeros((*kv, c.head_dim_v), dtype)
     arrays["lse"] = np.zeros(y_shape[:3], np.float32)
 
-    def strides(heads: int, tokens: int, channels: int) -> tuple[int, int, int]:
-        if packed:
-            return tokens * heads * channels, channels, heads * channels
-        return heads * tokens * channels, tokens * channels, channels
+    attributes: dict[str, float | str] = {
+        **kernel_attributes(case), "precision": precision, "scheme": scheme, "k_granularity": k_granularity,
+        "tile_n": tile_n,
+    }  # fmt: skip
+    problem, tensors = make_problem(view_arrays(case, arrays), **attributes)
+    return Call(case, attributes, problem, tensors, arrays)
 
-    def granularity(name: str) -> int:
-        if name not in arrays:
-            return 0
-        return 1 if arrays[name].size == 1 else 1 + arrays[name].ndim
 
-    p = Problem(
-        batch=c.batch,
-        num_heads=c.num_heads,
-        kv_num_heads=c.kv_num_heads,
-        seqlen_q=c.seqlen_q,
-        seqlen_new=c.seqlen_new,
-        seqlen_past=c.seqlen_past,
-        head_dim=c.head_dim,
-        head_dim_v=c.head_dim_v,
-        dtype=DTYPES[dtype],
-        output_dtype=DTYPES[output_dtype],
-        q_strides=strides(c.num_heads, c.seqlen_q, c.head_dim),
-        k_strides=strides(c.kv_num_heads, c.seqlen_new, c.head_dim),
-        v_strides=strides(c.kv_num_heads, c.seqlen_new, c.head_dim_v),
-        y_strides=strides(c.num_heads, c.seqlen_q, c.head_dim_v),
-        causal=c.causal,
-        causal_alignment=["standard", "lower_right"].index(c.causal_alignment),
-        window_left=c.window_left,
-        window_right=c.window_right,
-        has_nonpad_kv_seqlen=bool(c.nonpad),
-        precision=["int8", "int8_qk"].index(precision),
-        scheme=["tile", "paper"].index(scheme),
-        k_granularity=["auto", "token", "group"].index(k_granularity),
-        smooth_k=c.smooth_k,
-        tile_n=tile_n,
-        q_scale=granularity("q_scale"),
-        k_scale=granularity("k_scale"),
-        v_scale=granularity("v_scale"),
-        softmax_scale=c.scale,
-        softcap=c.softcap,
-    )
-    if "attn_mask" in arrays:
-        mask = arrays["attn_mask"]
-        full = np.broadcast_to(mask, (c.batch, c.num_heads, c.seqlen_q, mask.shape[-1]))
-        p.mask_present, p.mask_dtype, p.mask_seqlen_kv = 1, DTYPES[mask.dtype], mask.shape[-1]
-        p.mask_strides = tuple(s // mask.itemsize for s in full.strides)
-    tensors = Tensors(
-        **{
-            {"Q": "q", "K": "k", "V": "v", "attn_mask": "mask"}.get(name, name): array.ctypes.data
-            for name, array in arrays.items()
-        }
-    )
-    return Call(p, tensors, arrays)
+def view_arrays(case: AttentionCase, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's arrays, numpy's or pycuda's, by their C names; [B, S, H*D] ones are seen as [B, H, S, D]."""
+    names = {"Q": "q", "K": "k", "V": "v", "attn_mask": "mask"}
+    heads = {"Q": case.num_heads, "K": case.kv_num_heads, "V": case.kv_num_heads, "y": case.num_heads}
+
+    def view(name: str, x: Any) -> Any:
+        if case.layout != "BSHD" or name not in heads:
+            return x
+        return x.reshape((*x.shape[:2], heads[name], x.shape[2] // heads[name])).transpose((0, 2, 1, 3))
+
+    return {names.get(name, name): view(name, x) for name, x in arrays.items()}
+
+
+def kernel_attributes(case: AttentionCase) -> dict[str, float | str]:
+    """Return a case's attributes that a kernel sees: head counts are in its shapes."""
+    heads = ("q_num_heads", "kv_num_heads")
+    return {name: value for name, value in case.attributes().items() if name not in heads}

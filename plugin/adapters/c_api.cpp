@@ -9,9 +9,10 @@
 #include <thread>
 #include <vector>
 
+#include "core/c_problem.h"
 #include "cpu/inspect.h"
 #include "cpu/softmax.h"
-#include "intfa/attention.h"
+#include "cuda/dispatch.h"
 
 #define INTFA_API extern "C" __attribute__((visibility("default")))
 
@@ -19,65 +20,8 @@ namespace {
 
 using intfa::Status;
 using intfa::StatusCode;
-
-intfa::TensorStrides strides(const int64_t (&s)[3]) { return {s[0], s[1], s[2]}; }
-
-intfa::AttentionProblem to_problem(const intfa_problem& c) {
-  intfa::AttentionProblem p;
-  p.batch = c.batch;
-  p.num_heads = c.num_heads;
-  p.kv_num_heads = c.kv_num_heads;
-  p.seqlen_q = c.seqlen_q;
-  p.seqlen_new = c.seqlen_new;
-  p.seqlen_past = c.seqlen_past;
-  p.head_dim = c.head_dim;
-  p.head_dim_v = c.head_dim_v;
-  p.dtype = static_cast<intfa::DataType>(c.dtype);
-  p.output_dtype = static_cast<intfa::DataType>(c.output_dtype);
-  p.q_strides = strides(c.q_strides);
-  p.k_strides = strides(c.k_strides);
-  p.v_strides = strides(c.v_strides);
-  p.y_strides = strides(c.y_strides);
-  p.softmax_scale = static_cast<float>(c.softmax_scale);
-  p.softcap = static_cast<float>(c.softcap);
-  p.causal = c.causal != 0;
-  p.causal_alignment = static_cast<intfa::CausalAlignment>(c.causal_alignment);
-  p.window_left = c.window_left;
-  p.window_right = c.window_right;
-  p.mask = {c.mask_present != 0, static_cast<intfa::DataType>(c.mask_dtype),
-            c.mask_strides[0],   c.mask_strides[1],
-            c.mask_strides[2],   c.mask_strides[3],
-            c.mask_seqlen_kv};
-  p.has_nonpad_kv_seqlen = c.has_nonpad_kv_seqlen != 0;
-  p.precision = static_cast<intfa::Precision>(c.precision);
-  p.scheme = static_cast<intfa::Scheme>(c.scheme);
-  p.k_granularity = static_cast<intfa::KGranularity>(c.k_granularity);
-  p.smooth_k = c.smooth_k != 0;
-  p.tile_n = c.tile_n;
-  p.q_scale = static_cast<intfa::ScaleGranularity>(c.q_scale);
-  p.k_scale = static_cast<intfa::ScaleGranularity>(c.k_scale);
-  p.v_scale = static_cast<intfa::ScaleGranularity>(c.v_scale);
-  return p;
-}
-
-intfa::AttentionTensors to_tensors(const intfa_tensors& c) {
-  intfa::AttentionTensors t;
-  t.q = c.q;
-  t.k = c.k;
-  t.v = c.v;
-  t.past_key = c.past_key;
-  t.past_value = c.past_value;
-  t.mask = c.mask;
-  t.nonpad_kv_seqlen = c.nonpad_kv_seqlen;
-  t.q_scale = c.q_scale;
-  t.k_scale = c.k_scale;
-  t.v_scale = c.v_scale;
-  t.y = c.y;
-  t.present_key = c.present_key;
-  t.present_value = c.present_value;
-  t.lse = c.lse;
-  return t;
-}
+using intfa::to_problem;
+using intfa::to_tensors;
 
 void run_threads(void*, void (*fn)(void*, size_t), size_t tasks, void* context) {
   std::vector<std::thread> threads;
@@ -111,6 +55,14 @@ int answer(char* message, size_t message_size, Function function) noexcept {
 }  // namespace
 
 INTFA_API const char* intfa_version(void) { return INTFA_VERSION; }
+
+INTFA_API const char* intfa_cuda_architectures(void) {
+#ifdef INTFA_HAVE_CUDA
+  return intfa::cuda::architectures();
+#else
+  return "";
+#endif
+}
 
 INTFA_API int intfa_validate(const intfa_problem* problem, int device, char* message, size_t message_size) {
   return answer(message, message_size,

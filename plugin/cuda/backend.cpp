@@ -17,6 +17,8 @@ Status backend_run(const AttentionProblem& problem, const AttentionTensors& tens
 
 }  // namespace
 
+const char* cuda::architectures() { return INTFA_CUDA_ARCHITECTURES; }
+
 const Backend& cuda_backend() {
   static constexpr Backend kBackend = {cuda::supports, backend_workspace_bytes, backend_run};
   return kBackend;

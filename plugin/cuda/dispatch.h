@@ -12,6 +12,9 @@ namespace intfa::cuda {
 // kUnsupported, with the reason, for what the operator allows and these kernels do not have.
 Status supports(const AttentionProblem& problem);
 
+// The GPUs that this build has code for, as the build was told: "sm 80, 86, 89, 90a, 100, 120; PTX 120".
+const char* architectures();
+
 // What run() would launch, in words.
 std::string describe(const AttentionProblem& problem);
 

@@ -46,6 +46,9 @@ typedef struct intfa_codes {
 
 const char* intfa_version(void);
 
+/* The GPUs that this build has code for, e.g. "sm 80, 86, 90a; PTX 90a"; empty without CUDA kernels. */
+const char* intfa_cuda_architectures(void);
+
 /* device: an intfa::Device. */
 int intfa_validate(const intfa_problem* problem, int device, char* message, size_t message_size);
 
