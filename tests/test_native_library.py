@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
+from native_build import ENVIRONMENT, ROOT, cmake, tool
 
 from intfa_onnx import c_abi, doctor, native
 from intfa_onnx.errors import UnsupportedError
 
-ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test_configure"
-# CMake looks for ninja in PATH, where this environment's scripts need not be.
-ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name, path=ENVIRONMENT["PATH"])
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 def library() -> str:
@@ -111,11 +100,8 @@ def test_configure_without_cuda_says_so_and_looks_for_nothing() -> None:
 @pytest.fixture(scope="module")
 def sanitized() -> Path:
     """Build the CPU core and its native tests with sanitizers; return the folder of the programs."""
-    cmake = tool("cmake")
-    tool("ninja")
-    for command in (["--preset", "asan"], ["--build", "--preset", "asan"]):
-        answer = subprocess.run([cmake, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-        assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
+    cmake("--preset", "asan")
+    cmake("--build", "--preset", "asan")
     return ROOT / "build/asan/tests/native"
 
 

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from cases import CASES, AttentionCase, typed_inputs
+from native_build import build
 from test_ort_op import RUN_IN_OLDEST, attributes_of, make_model, oldest_python, ort, run  # noqa: F401
-
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / "test_adapter"
-# CMake looks for ninja in PATH, where this environment's scripts need not be.
-ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
 
 
 @pytest.fixture(scope="module")
 def built() -> Path:
     """Folder with the contract program, and with the adapter as a library that has CUDA and computes nothing."""
-    cmake = shutil.which("cmake", path=ENVIRONMENT["PATH"])
-    if cmake is None or shutil.which("ninja", path=ENVIRONMENT["PATH"]) is None:
-        pytest.skip("cmake and ninja are needed")
-    options = ["-G", "Ninja", "-DINTFA_CUDA=OFF", "-DINTFA_BUILD_TESTS=ON"]
-    targets = ["--target", "ort_adapter_contract", "ort_adapter_on_fakes"]
-    for command in (["-S", str(ROOT), "-B", str(BUILD), *options], ["--build", str(BUILD), *targets]):
-        answer = subprocess.run([cmake, *command], env=ENVIRONMENT, capture_output=True, text=True)
-        assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
-    return BUILD / "tests/native"
+    return build("test_adapter", "ort_adapter_contract", "ort_adapter_on_fakes", options=("-DINTFA_BUILD_TRT=OFF",))
 
 
 def test_contract_under_sanitizers(built: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,12 @@ import numpy as np
 import onnx
 import pytest
 from cases import CASES, AttentionCase, typed_inputs
+from native_build import build
 from truth import HALF, PAPER, TILE, Scheme, truth_of
 
 from intfa_onnx import op_schema
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / "test_trt"
-# CMake looks for ninja in PATH, where this environment's scripts need not be.
-ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
+NO_ORT = ("-DINTFA_BUILD_ORT=OFF",)
 BY_NAME = {case.name: case for case in CASES}
 
 # nvinfer1::DataType and nvinfer1::PluginFieldType, by their numbers
@@ -41,17 +37,6 @@ FLOAT32, INT32, CHAR = 1, 5, 6
 pytestmark = pytest.mark.xdist_group("trt_plugin")
 
 
-def build(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:
-    cmake = shutil.which("cmake", path=ENVIRONMENT["PATH"])
-    if cmake is None or shutil.which("ninja", path=ENVIRONMENT["PATH"]) is None:
-        pytest.skip("cmake and ninja are needed")
-    options = ("-G", "Ninja", "-DINTFA_CUDA=OFF", "-DINTFA_BUILD_ORT=OFF", "-DINTFA_BUILD_TESTS=ON", *options)
-    for command in (["-S", str(ROOT), "-B", str(folder), *options], ["--build", str(folder), "--target", *targets]):
-        answer = subprocess.run([cmake, *command], env=ENVIRONMENT, capture_output=True, text=True)
-        assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
-    return folder / "tests/native"
-
-
 def run_contract(program: Path, plugin: Path, version: int) -> str:
     command = [program / "trt_contract", plugin / "libtrt_plugin_on_fakes.so", str(version)]
     answer = subprocess.run(command, capture_output=True, text=True)
@@ -63,7 +48,7 @@ def run_contract(program: Path, plugin: Path, version: int) -> str:
 @pytest.mark.parametrize("version", [10, 11])
 def test_contract_under_sanitizers(version: int) -> None:
     """Every method, every refusal and its log line, every allocation that fails; registered in any order."""
-    folder = build(BUILD, "trt_contract", "trt_plugin_on_fakes")
+    folder = build("test_trt", "trt_contract", "trt_plugin_on_fakes", options=NO_ORT)
     said = run_contract(folder, folder, version)
     fields = dict(re.findall(r"field (\w+) (\d+)", said))
     # The parser itself reads the two that choose the plugin.
@@ -81,8 +66,8 @@ def test_contract_with_the_headers_of_tensorrt() -> None:
     found = re.search(r"define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) (\d+)", header)
     assert found
     targets = ("trt_contract", "trt_plugin_on_fakes")
-    ours = build(BUILD, *targets)
-    theirs = build(ROOT / "build" / "test_trt_headers", *targets, options=(f"-DTENSORRT_ROOT={root}",))
+    ours = build("test_trt", *targets, options=NO_ORT)
+    theirs = build("test_trt_headers", *targets, options=(*NO_ORT, f"-DTENSORRT_ROOT={root}"))
     for program, plugin in ((theirs, theirs), (theirs, ours), (ours, theirs)):
         run_contract(program, plugin, int(found[1]))
 
@@ -108,7 +93,7 @@ class Tensor(ctypes.Structure):
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
     """The plugin over the CPU's kernels, and TensorRT's life of a layer around it."""
-    return ctypes.CDLL(str(build(BUILD, "trt_layer_on_host") / "libtrt_layer_on_host.so"))
+    return ctypes.CDLL(str(build("test_trt", "trt_layer_on_host", options=NO_ORT) / "libtrt_layer_on_host.so"))
 
 
 def fields_of(attributes: dict[str, Any]) -> tuple[Any, list[Any]]:

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "check.h"
 #include "fake_backends.h"
 #include "fake_ort.h"
 
@@ -20,17 +21,6 @@ using intfa::fake_ort::tensor;
 
 constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 const OrtApi* const kApi = intfa::fake_ort::api_base()->GetApi(18);
-
-int checks = 0;
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    ++checks;                                                              \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
 
 // An answer of the adapter, freed.
 struct Answer {

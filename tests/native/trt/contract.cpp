@@ -10,6 +10,7 @@
 #include <new>
 
 #include "adapters/node.h"
+#include "check.h"
 #include "fake_backends.h"
 #include "fake_host.h"
 #include "layer.h"
@@ -23,17 +24,6 @@ using trt_test::Expressions;
 using trt_test::Fields;
 using trt_test::Layer;
 using Shape = std::vector<int64_t>;
-
-int checks = 0;
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    ++checks;                                                              \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
 
 IPluginCreatorV3One* creator = nullptr;
 intfa::fake::Call* last_call = nullptr;
