@@ -23,6 +23,7 @@ from intfa_onnx import c_abi, native
 from intfa_onnx.errors import IntfaError
 from intfa_onnx.op_schema import DOMAIN, OP_TYPE, OPSET_VERSION
 from intfa_onnx.session import CPU, CUDA, open_session
+from intfa_onnx.trt_plugin import TENSORRT_MAJORS
 
 # What each library has to export: the host's entry points, and of the C interface what this module calls.
 _EXPORTS = {
@@ -30,7 +31,6 @@ _EXPORTS = {
     "trt": ("getCreators", "setLoggerFinder"),
 }
 _MIN_CAPABILITY = 8.0  # mma.sync.m16n8k32
-_TENSORRT_MAJORS = (10, 11)  # whose plugin interface the library was written for
 
 State = Literal["ok", "absent", "broken"]
 
@@ -128,8 +128,8 @@ def _onnxruntime() -> Check:
 def _tensorrt() -> Check:
     check = _package("tensorrt", remedy="only to run engines: pip install 'intfa-onnx[trt]'")
     major = check.found.partition(".")[0]
-    if check.state == "ok" and major not in map(str, _TENSORRT_MAJORS):
-        supported = " and ".join(map(str, _TENSORRT_MAJORS))
+    if check.state == "ok" and major not in map(str, TENSORRT_MAJORS):
+        supported = " and ".join(map(str, TENSORRT_MAJORS))
         return Check("tensorrt", "absent", f"{check.found} (supported: {supported})", "install one that is supported")
     return check
 

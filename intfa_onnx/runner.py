@@ -17,10 +17,9 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.util import invoke_if_callable
 
-from intfa_onnx import native
-from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.reference_op import IntFlashAttention
 from intfa_onnx.session import CPU, open_session
+from intfa_onnx.trt_plugin import load_trt_plugin
 
 
 class OrtRunner(OnnxrtRunner):
@@ -52,28 +51,15 @@ def tensorrt_runner(
         shapes: of every input, by name.
         name: of the runner, in reports.
     Raises:
-        UnsupportedError: TensorRT cannot be imported, or the plugin library is not built.
+        UnsupportedError: TensorRT is missing or refuses the plugin library, or that is not built.
     """
-    try:
-        import tensorrt  # noqa: F401  # before the plugin, whose constructor looks for it
-    except ImportError as error:
-        raise UnsupportedError(
-            f"TensorRT cannot be imported ({error}). Install it: pip install 'intfa-onnx[trt]'"
-        ) from error
-    from polygraphy.backend.trt import (
-        CreateConfig,
-        EngineFromNetwork,
-        LoadPlugins,
-        NetworkFromOnnxPath,
-        Profile,
-        TrtRunner,
-    )
+    load_trt_plugin()
+    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath, Profile, TrtRunner
 
     profile = Profile()
     for input_name, shape in shapes.items():
         profile.add(input_name, min=tuple(shape), opt=tuple(shape), max=tuple(shape))
-    plugin = str(native.get_library_path("trt"))
-    network = LoadPlugins([plugin], NetworkFromOnnxPath(os.fspath(model), strongly_typed=True))
+    network = NetworkFromOnnxPath(os.fspath(model), strongly_typed=True)
     return TrtRunner(EngineFromNetwork(network, CreateConfig(profiles=[profile])), name=name)
 
 
