@@ -49,7 +49,7 @@ MUTATIONS = {
         {KERNEL: [("  ptx::sync_warp();\n  int32_t start[4];", "  int32_t start[4];")]}, modes=GREEDY
     ),
     "key_order_not_permuted": Mutation(
-        {"cuda/prologue.cuh": [("packed + packed_row(row) * kDim", "packed + row * kDim")]}
+        {"cuda/prologue.cuh": [("packed_row(row), channel / 16", "row, channel / 16")]}
     ),
     "causal_sees_one_more": Mutation(
         {"cuda/scoring.cuh": [("query + offset + window_right + 1))", "query + offset + window_right + 2))")]}
