@@ -301,7 +301,7 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t num_i
     for (int32_t tile_n : tiles) {
       max.tile_n = tile_n;
       size_t needed = 0;
-      check(workspace_bytes(max, {.device = kDevice}, &needed));
+      check(workspace_bytes(max, {.device = kDevice, .up_to = true}, &needed));
       greatest = std::max(greatest, needed);
     }
     bytes = greatest;

@@ -6,8 +6,8 @@
 namespace intfa {
 namespace {
 
-Status backend_workspace_bytes(const AttentionProblem& problem, const Execution&, size_t* bytes) {
-  return cuda::workspace_bytes(problem, bytes);
+Status backend_workspace_bytes(const AttentionProblem& problem, const Execution& execution, size_t* bytes) {
+  return execution.up_to ? cuda::max_workspace_bytes(problem, bytes) : cuda::workspace_bytes(problem, bytes);
 }
 
 Status backend_run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {

@@ -61,14 +61,44 @@ Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
     if (!has_wgmma()) return {};
     for (const auto& [dim, kernel] : kWgmmaKernels) {
       const bool tile_fits = problem.tile_n == 0 || problem.tile_n == kernel.tile_n;
+      const int64_t ctas = (problem.seqlen_q + kernel.tile_m - 1) / kernel.tile_m * problem.num_heads * problem.batch;
       if (dim == set->head_dim && kernel.arithmetic == arithmetic_of(problem) && kernel.scored == is_scored(problem) &&
-          tile_fits)
+          tile_fits && (kernel.tile_m == kWgmmaTileM || ctas >= kTargetCtas))
         plan->attention = &kernel;
     }
     return {};
   }
   return unsupported("head size " + std::to_string(head_dim) +
                      " has no kernel; sizes up to 256 have. Run it on the CPU.");
+}
+
+bool is_splittable(const Plan& plan) {
+  // The paper's P depends on the running max, hence on the order of the keys: never split.
+  return plan.attention->arithmetic != Arithmetic::kPaperInt8;
+}
+
+// split_rows: rows of partial results, over all splits.
+Workspace layout_of(const AttentionProblem& problem, const Plan& plan, int64_t num_chunks, int64_t split_rows) {
+  const size_t heads = problem.batch * problem.kv_num_heads, dim = plan.kernels->head_dim;
+  const size_t tile_bytes =
+      problem.precision == Precision::kInt8QK ? plan.kernels->tile_bytes_half : plan.kernels->tile_bytes;
+  const size_t chunks = heads * num_chunks;
+  Workspace w{};
+  auto take = [&](size_t bytes) {
+    const size_t at = w.bytes;
+    w.bytes += (bytes + 255) / 256 * 256;
+    return at;
+  };
+  w.tiles = take(heads * plan.num_tiles * tile_bytes);
+  w.v_scale = take(heads * dim * 4);
+  w.k_mean = take(heads * dim * 4);
+  w.tile_flags = take(2 * heads * plan.num_tiles * 4);
+  w.partial_sum = take(plan.k_statistics ? chunks * dim * 4 : 0);
+  w.partial_count = take(plan.k_statistics ? chunks * 4 : 0);
+  w.partial_amax = take(plan.v_statistics ? chunks * dim * 4 : 0);
+  w.split_y = take(split_rows * problem.head_dim_v * 4);
+  w.split_lse = take(split_rows * 4);
+  return w;
 }
 
 Status make_plan(const AttentionProblem& problem, Plan* plan) {
@@ -99,35 +129,15 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   plan->chunk_tokens = static_cast<int>(tiles_per_chunk * kTileN);
   plan->num_chunks = static_cast<int>((plan->num_tiles + tiles_per_chunk - 1) / tiles_per_chunk);
 
-  // The paper's P depends on the running max, hence on the order of the keys: never split.
   const int64_t row_tiles = (problem.seqlen_q + plan->attention->tile_m - 1) / plan->attention->tile_m;
   const int64_t ctas = std::max<int64_t>(1, row_tiles * problem.num_heads * problem.batch);
-  const bool splittable = plan->attention->arithmetic != Arithmetic::kPaperInt8;
-  const int64_t wanted = splittable ? std::min(kTargetCtas / ctas, tiles / kMinTilesPerSplit) : 1;
+  const int64_t wanted = is_splittable(*plan) ? std::min(kTargetCtas / ctas, tiles / kMinTilesPerSplit) : 1;
   plan->tiles_per_split = static_cast<int>((tiles + std::max<int64_t>(1, wanted) - 1) / std::max<int64_t>(1, wanted));
   plan->num_splits = static_cast<int>((tiles + plan->tiles_per_split - 1) / plan->tiles_per_split);
 
-  const size_t heads = problem.batch * problem.kv_num_heads, dim = plan->kernels->head_dim;
-  const size_t tile_bytes =
-      problem.precision == Precision::kInt8QK ? plan->kernels->tile_bytes_half : plan->kernels->tile_bytes;
-  const size_t chunks = heads * plan->num_chunks;
-  Workspace& w = plan->workspace;
-  auto take = [&](size_t bytes) {
-    const size_t at = w.bytes;
-    w.bytes += (bytes + 255) / 256 * 256;
-    return at;
-  };
-  w.tiles = take(heads * plan->num_tiles * tile_bytes);
-  w.v_scale = take(heads * dim * 4);
-  w.k_mean = take(heads * dim * 4);
-  w.tile_flags = take(2 * heads * plan->num_tiles * 4);
-  w.partial_sum = take(plan->k_statistics ? chunks * dim * 4 : 0);
-  w.partial_count = take(plan->k_statistics ? chunks * 4 : 0);
-  w.partial_amax = take(plan->v_statistics ? chunks * dim * 4 : 0);
-  const size_t split_rows =
+  const int64_t split_rows =
       plan->num_splits > 1 ? plan->num_splits * problem.batch * problem.num_heads * problem.seqlen_q : 0;
-  w.split_y = take(split_rows * problem.head_dim_v * 4);
-  w.split_lse = take(split_rows * 4);
+  plan->workspace = layout_of(problem, *plan, plan->num_chunks, split_rows);
   return {};
 }
 
@@ -292,6 +302,20 @@ Status workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
   Status status = make_plan(problem, &plan);
   if (status.ok()) *bytes = plan.workspace.bytes;
   return status;
+}
+
+Status max_workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
+  Plan plan;
+  if (Status status = make_plan(problem, &plan); !status.ok()) return status;
+  // A smaller problem has no more tiles, but it may have more chunks, and more splits: at most kTargetCtas row tiles of
+  // partial results, whatever its batch and queries.
+  const int64_t num_chunks = std::min<int64_t>(plan.num_tiles, kMaxChunks);
+  const int64_t tiles = plan.num_tiles / (plan.attention->tile_n / kTileN);
+  const int64_t splits = is_splittable(plan) ? tiles / kMinTilesPerSplit : 1;
+  const int64_t rows = problem.batch * problem.num_heads * problem.seqlen_q;
+  const int64_t split_rows = splits > 1 ? std::min(kTargetCtas * plan.attention->tile_m, splits * rows) : 0;
+  *bytes = layout_of(problem, plan, num_chunks, split_rows).bytes;
+  return {};
 }
 
 Status run(const AttentionProblem& problem, const AttentionTensors& tensors, void* stream) {

@@ -21,6 +21,9 @@ std::string describe(const AttentionProblem& problem);
 // Device memory that run() needs, at a multiple of 256 bytes.
 Status workspace_bytes(const AttentionProblem& problem, size_t* bytes);
 
+// The same for any problem up to this one: with a smaller batch, fewer queries, fewer keys.
+Status max_workspace_bytes(const AttentionProblem& problem, size_t* bytes);
+
 // Enqueues the prologue and the attention kernel on `stream`. All pointers are device pointers, the scales' and
 // lengths' too.
 Status run(const AttentionProblem& problem, const AttentionTensors& tensors, void* stream);

@@ -111,6 +111,7 @@ using ParallelFor = void (*)(void* pool, void (*fn)(void* context, size_t task),
 struct Execution {
   Device device = Device::kCpu;
   void* stream = nullptr;              // CUDA: the caller's cudaStream_t
+  bool up_to = false;                  // CUDA: workspace_bytes() is for smaller batches and fewer tokens, too
   ParallelFor parallel_for = nullptr;  // CPU: null runs on the calling thread
   void* pool = nullptr;
   int num_threads = 1;  // CPU: a hint for splitting the work; the result does not depend on it

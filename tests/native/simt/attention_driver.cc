@@ -19,6 +19,11 @@ SIMT_API int attention_workspace(const intfa_problem* problem, size_t* bytes, ch
                        [&] { require(intfa::cuda::workspace_bytes(intfa::to_problem(*problem), bytes)); });
 }
 
+SIMT_API int attention_max_workspace(const intfa_problem* problem, size_t* bytes, char* error, size_t error_bytes) {
+  return simt::guarded(error, error_bytes,
+                       [&] { require(intfa::cuda::max_workspace_bytes(intfa::to_problem(*problem), bytes)); });
+}
+
 // What the problem would launch, in words.
 SIMT_API void attention_describe(const intfa_problem* problem, char* out, size_t bytes) {
   std::snprintf(out, bytes, "%s", intfa::cuda::describe(intfa::to_problem(*problem)).c_str());
