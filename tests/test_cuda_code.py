@@ -69,8 +69,8 @@ def test_code_for_one_gpu_serves_no_other(monkeypatch: pytest.MonkeyPatch) -> No
         ("sm 80; PTX 80", "A, 570.1, 8.6; B, 570.1, 12.0", "ok", "for sm 80; PTX 80"),
         ("sm 89, 90a; PTX 90a", "A, 570.1, 8.6; B, 570.1, 9.0", "absent", "for sm 89, 90a; PTX 90a; none for compute "
          "capability 8.6 build it with -DINTFA_CUDA_ARCHITECTURES=86"),
-        ("sm 80; PTX 80", "T4, 570.1, 7.5", "absent", "for sm 80; PTX 80; none for compute capability 7.5 run on the CPU"
-         ": the kernels need compute capability 8.0"),
+        ("sm 80; PTX 80", "T4, 570.1, 7.5", "absent", "for sm 80; PTX 80; none for compute capability 7.5 run on the "
+         "CPU: the kernels need compute capability 8.0"),
     ],
 )  # fmt: skip
 def test_doctor_tells_the_gpus(monkeypatch: pytest.MonkeyPatch, built: str, gpus: str, state: str, said: str) -> None:
