@@ -39,12 +39,16 @@ HWY_INLINE VI to_code(VF y, VF factor) {
 HWY_INLINE VI exp2_code(VF x) {
   const DF d;
 #if HWY_TARGET <= HWY_AVX3
-  // AVX-512 scales by a power of two in one instruction that underflows by itself: a third fewer instructions, the
-  // same value
+  // AVX-512 scales by a power of two in one instruction, which underflows by itself. The polynomial is 255 * 2^f on
+  // [-1/2, 1/2], relative error 1.5e-7 in float32: no more than that of a rounded 2^f times 255.
   const VF exponent = hn::Round(x);
-  const VF fraction = exp2_fraction(hn::Sub(x, exponent));
-  const VF y = VF{_mm512_scalef_ps(fraction.raw, exponent.raw)};
-  return VI{_mm512_cvtps_epi32(hn::Mul(y, hn::Set(d, kMaxPCode)).raw)};
+  const VF f = hn::Sub(x, exponent);
+  VF y = hn::MulAdd(hn::Set(d, 0x1.5aacbcp-2f), f, hn::Set(d, 0x1.3bcf44p+1f));
+  y = hn::MulAdd(y, f, hn::Set(d, 0x1.c4f02ep+3f));
+  y = hn::MulAdd(y, f, hn::Set(d, 0x1.ea0d1ep+5f));
+  y = hn::MulAdd(y, f, hn::Set(d, 0x1.618144p+7f));
+  y = hn::MulAdd(y, f, hn::Set(d, 0x1.fe0002p+7f));
+  return VI{_mm512_cvtps_epi32(_mm512_scalef_ps(y.raw, exponent.raw))};
 #else
   return to_code(exp2_nonpositive(x), hn::Set(d, kMaxPCode));
 #endif
