@@ -1,11 +1,11 @@
 // INT8 FlashAttention forward for sm_90a, by wgmma m64nNk32. What it computes: attention_sm80.cuh, with tiles of 128
 // keys.
 //
-// CTA: one warpgroup, 64 queries, 16 per warp; the other CTAs of the SM hide what this one waits for. Tiles of kKeys
-// keys (two packed tiles) pass through kStages stages of shared memory. Thread 0 brings them by bulk copies: the
-// prologue has packed K and V^T in core-matrix order, so a copy is contiguous and its target is at once an operand of
-// wgmma, with no tensor map and no swizzle. S's accumulators become P's operands in place, as with mma.sync: wgmma's
-// fragments are those of mma m16n8k32, and K's rows come in packed_row order.
+// CTA: kWarpgroups warpgroups of 64 queries, 16 per warp; those of the SM, in one CTA or several, hide what one of them
+// waits for. Tiles of kKeys keys (two packed tiles) pass through kStages stages of shared memory. Thread 0 brings them
+// by bulk copies: the prologue has packed K and V^T in core-matrix order, so a copy is contiguous and its target is at
+// once an operand of wgmma, with no tensor map and no swizzle. S's accumulators become P's operands in place, as with
+// mma.sync: wgmma's fragments are those of mma m16n8k32, and K's rows come in packed_row order.
 //
 // Barriers of a stage: full_k (K and k_scale have landed), full_v, empty_k (each warp has read K and k_scale), empty_v.
 //
@@ -62,8 +62,8 @@ struct Stage {
   INTFA_DEVICE void init() const {
     ptx::mbarrier_init(full_k(), 1);
     ptx::mbarrier_init(full_v(), 1);
-    ptx::mbarrier_init(empty_k(), kNumWarps);
-    ptx::mbarrier_init(empty_v(), kNumWarps);
+    ptx::mbarrier_init(empty_k(), Shape::kWarps);
+    ptx::mbarrier_init(empty_v(), Shape::kWarps);
   }
 };
 
@@ -90,10 +90,10 @@ INTFA_DEVICE void load_v(const Stage<Shape>& stage, const char* source) {
   }
 }
 
-template <int kDim, bool kScored>
+template <int kDim, bool kScored, int kWarpgroups>
 INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
   using P = Probability<Arithmetic::kTileInt8, /*kWgmma=*/true>;
-  using Shape = WgmmaShape<kDim, kScored>;
+  using Shape = WgmmaShape<kDim, kScored, kWarpgroups>;
   using Source = PackedTile<kDim, false>;
   using Tile = CoreTile<kDim>;     // K and Q
   using VTile = CoreTile<kTileN>;  // half of V^T
@@ -128,7 +128,8 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
   }
 
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
-  const uint32_t q_tile = smem + Shape::kQOffset, q_warp = q_tile + warp * Shape::kWarpRows * kDim;
+  const uint32_t q_warp = smem + Shape::kQOffset + warp * Shape::kWarpRows * kDim;
+  const uint32_t q_tile = smem + Shape::kQOffset + warp / 4 * 64 * kDim;  // the warpgroup's
   const RowTable table = RowTable::of<Shape>(smem, warp);
   ptx::sync_warp();
   quantize_queries<Tile, kDim, Shape::kWarpRows, kScored>(params, work, q_warp, table);
@@ -206,10 +207,12 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
     constexpr int32_t kUnused[4] = {};  // wgmma's sums need no start value
     softmax_tile<P, kScored>(p, weight, o, rows, s, tile_max, kUnused, /*unbias=*/false);
 
-    const bool loads = threadIdx.x == 0 && tile + Shape::kStages < last_tile;
+    const int used = tile - Shape::kLag;  // the tile whose stage is refilled
+    const Stage<Shape> refilled(smem, used - first_tile);
+    const bool loads = threadIdx.x == 0 && used >= first_tile && used + Shape::kStages < last_tile;
     if (loads) {
-      ptx::mbarrier_wait(stage.empty_k(), stage.parity);
-      load_k<kDim>(stage, source);
+      ptx::mbarrier_wait(refilled.empty_k(), refilled.parity);
+      load_k<kDim>(refilled, source);
     }
     ptx::sync_warp();
 
@@ -237,8 +240,8 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
     }
 
     if (loads) {
-      ptx::mbarrier_wait(stage.empty_v(), stage.parity);
-      load_v<kDim>(stage, source);
+      ptx::mbarrier_wait(refilled.empty_v(), refilled.parity);
+      load_v<kDim>(refilled, source);
       source += 2 * Source::kBytes;
     }
     ptx::sync_warp();

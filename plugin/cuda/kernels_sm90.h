@@ -3,6 +3,8 @@
 //   head size 32    its products are too small to keep the tensor cores busy, and the exponentials bound either kernel
 //   kPaperInt8      exists to reproduce a table, not for speed
 //   kHalfPV         its second product is in float16; it waits for a measurement that asks for it
+// CTAs of 192 queries come after those of 64, and are preferred where they are enough to fill a GPU. No GPU has decided
+// this yet: 64 queries of head size 128 at the loop's bound want 11 TB/s from L2, 192 want 4.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -13,7 +15,8 @@ struct WgmmaKernel {
   int head_dim;
   AttentionKernel attention;
 };
-constexpr int kNumWgmmaKernels = 8;
+constexpr int kWgmmaTileM = 64;  // the smallest, for any number of queries
+constexpr int kNumWgmmaKernels = 11;
 extern const WgmmaKernel kWgmmaKernels[kNumWgmmaKernels];
 
 }  // namespace intfa::cuda
