@@ -1,4 +1,4 @@
-"""TensorRT reserves workspace once for a range of shapes: it has to be enough for every smaller one (simulated GPUs)."""
+"""TensorRT reserves workspace once for a range of shapes: it has to be enough for every smaller one (simulated)."""
 
 from __future__ import annotations
 
