@@ -57,6 +57,15 @@ def test_contract_under_sanitizers(version: int) -> None:
     assert fields == {name: str(types[type(a.default)]) for name, a in expected.items()}
 
 
+def test_a_build_without_cuda_says_so() -> None:
+    """The library that such a build installs: it loads, and refuses each call in words."""
+    folder = build("test_trt", "trt_contract", "intfa_trt", options=NO_ORT)
+    command = [folder / "trt_contract", folder.parent.parent / "libintfa_trt.so", "11"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert re.search(r"\d+ checks\n$", answer.stdout)
+
+
 def test_contract_with_the_headers_of_tensorrt() -> None:
     """Our declaration of the interface and NVIDIA's are one ABI: programs and libraries of both work together."""
     root = os.environ.get("TENSORRT_ROOT")
