@@ -13,7 +13,14 @@ import pytest
 import test_simt_attention as mma_sync
 from cases import CASES, AttentionCase
 from native.simt import toolchain
-from native.simt.attention import AttentionSimulator, build_hopper_ptx, case_arguments, case_attributes
+from native.simt.attention import (
+    WIDE_DIMS,
+    AttentionSimulator,
+    build_hopper_ptx,
+    build_wide,
+    case_arguments,
+    case_attributes,
+)
 from native.simt.simulator import Mode, all_modes
 from truth import TILE, truth_of
 
@@ -37,6 +44,16 @@ def params(cases):
 @functools.cache
 def simulator() -> AttentionSimulator:
     return AttentionSimulator()
+
+
+@functools.cache
+def wide() -> AttentionSimulator:
+    return AttentionSimulator(build_wide())
+
+
+@functools.cache
+def module(head_dim: int):
+    return simulator().load_ptx(build_hopper_ptx(head_dim))
 
 
 def run(case: AttentionCase, mode: Mode, device: int = 90, arithmetic: str = "tile", ptx=None) -> dict[str, np.ndarray]:
@@ -74,6 +91,33 @@ def test_one_tile_is_the_same_on_mma_sync(case):
     mma_sync.assert_same_bits(wgmma, mma)
 
 
+WIDE = [c for c in TAKEN if mma_sync.kernel_dim(c) in WIDE_DIMS and c.mask == "none" and c.softcap == 0]
+
+
+@pytest.mark.parametrize("case", params(WIDE))
+def test_blocks_of_192_queries_give_the_same_bits(case):
+    """Three warpgroups share K and V; what a row computes does not depend on its block."""
+    first, second = modes_of(case)
+    expected = run(case, first)
+    arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
+    for mode in (first, second):
+        result = wide().attention(mode=mode, **arguments)
+        assert "tile 192x128" in wide().chosen, wide().chosen
+        mma_sync.assert_same_bits(expected, result)
+    if toolchain.nvcc() is not None:
+        ptx = module(mma_sync.kernel_dim(case))
+        mma_sync.assert_same_bits(expected, wide().attention(mode=second, ptx=ptx, **arguments))
+
+
+def test_blocks_of_192_queries_where_they_fill_a_gpu():
+    """As the dispatch decides: 256 blocks of them, or blocks of 64."""
+    case = replace(next(c for c in CASES if c.name == "d40"), seqlen_q=193, num_heads=128, seqlen_new=130)
+    run(case, Mode())
+    assert "tile 192x128" in simulator().chosen
+    run(replace(case, seqlen_q=192), Mode())
+    assert "tile 64x128" in simulator().chosen
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", params(TAKEN))
 def test_every_mode_gives_the_same_bits(case):
@@ -97,11 +141,6 @@ def test_what_stays_on_mma_sync(name, arithmetic):
 def test_before_hopper_there_is_no_wgmma():
     run(TAKEN[0], Mode(), device=89)
     assert simulator().chosen.startswith("attention_tile_")
-
-
-@functools.cache
-def module(head_dim: int):
-    return simulator().load_ptx(build_hopper_ptx(head_dim))
 
 
 @pytest.mark.parametrize("case", params(TAKEN))

@@ -15,8 +15,10 @@ from native.simt.attention import AttentionSimulator, build_ptx, case_arguments,
 from native.simt.hopper_bugs import KERNEL, BuggyHopper
 from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 
-CASE = next(c for c in CASES if c.name == "sink")  # 520 keys, five tiles: every stage comes round
-LARGE = replace(CASE, head_dim=128, head_dim_v=128)
+SINK = next(c for c in CASES if c.name == "sink")
+# One warpgroup: five tiles, so that both stages come round. Three: nine tiles for four stages and the refill's lag.
+CASE_OF = {1: SINK, 3: replace(SINK, seqlen_q=192, seqlen_new=1024)}
+LARGE = replace(SINK, head_dim=128, head_dim_v=128)
 MODES = all_modes()
 
 WAIT_S, WAIT_PV = "    ptx::wgmma_wait<0>(s[0]);\n", "      ptx::wgmma_wait<0>(acc);\n"
@@ -28,6 +30,7 @@ SCALE = "    scale_scores</*kBiased=*/false>(s, stage.k_scales() + 16 * t);\n"
 PARITY = "parity(i / Shape::kStages & 1)"
 ARRIVE = "    ptx::sync_warp();\n    if (lane == 0) ptx::mbarrier_arrive(barrier);\n"
 WAIT = "ptx::mbarrier_wait(stage.{}(), stage.parity);\n"
+REFILL = "ptx::mbarrier_wait(refilled.empty_{0}(), refilled.parity);\n"
 DECLARE_S, DECLARE_PV = "    int32_t s[1][kKeys / 8][4];\n", "      int32_t acc[Shape::kPart / 8][4];\n"
 
 BUGS = {
@@ -40,10 +43,10 @@ BUGS = {
     "k_released_before_its_products": [(RELEASE_K, ""), (WAIT_S, RELEASE_K + WAIT_S)],
     "k_released_before_its_scales": [(RELEASE_K, ""), (SCALE, RELEASE_K + SCALE)],
     "v_released_before_its_products": [(WAIT_PV + RELEASE_V, RELEASE_V + WAIT_PV)],
-    "k_stage_taken_without_waiting": [(WAIT.format("empty_k"), "\n")],
-    "v_stage_taken_without_waiting": [(WAIT.format("empty_v"), "\n")],
-    "one_warp_frees_k_for_all": [("(empty_k(), kNumWarps)", "(empty_k(), 1)")],
-    "one_warp_frees_v_for_all": [("(empty_v(), kNumWarps)", "(empty_v(), 1)")],
+    "k_stage_taken_without_waiting": [(REFILL.format("k"), "\n")],
+    "v_stage_taken_without_waiting": [(REFILL.format("v"), "\n")],
+    "one_warp_frees_k_for_all": [("(empty_k(), Shape::kWarps)", "(empty_k(), 1)")],
+    "one_warp_frees_v_for_all": [("(empty_v(), Shape::kWarps)", "(empty_v(), 1)")],
     "lane_0_releases_for_those_behind": [(ARRIVE, ARRIVE.split("\n", 1)[1])],
     # wgmma
     "s_read_in_flight": [(WAIT_S, "")],
@@ -70,32 +73,34 @@ MISSED_BY = {"lane_0_releases_for_those_behind": ("greedy_last",)}
 
 
 @functools.cache
-def library() -> BuggyHopper:
-    return BuggyHopper(hopper_bugs.build(BUGS))
+def library(warpgroups: int) -> BuggyHopper:
+    return BuggyHopper(hopper_bugs.build(BUGS, warpgroups))
 
 
 @functools.cache
-def expected() -> np.ndarray:
-    return library().run(0, CASE, DEFAULT_MODE)
+def expected(warpgroups: int) -> np.ndarray:
+    return library(warpgroups).run(0, CASE_OF[warpgroups], DEFAULT_MODE)
 
 
-def found(name: str, mode: Mode) -> bool:
+def found(name: str, warpgroups: int, mode: Mode) -> bool:
     try:
-        result = library().run(1 + list(BUGS).index(name), CASE, mode)
+        result = library(warpgroups).run(1 + list(BUGS).index(name), CASE_OF[warpgroups], mode)
     except SimulatorError:
         return True
-    return not np.array_equal(result.view(np.uint32), expected().view(np.uint32))
+    return not np.array_equal(result.view(np.uint32), expected(warpgroups).view(np.uint32))
 
 
+@pytest.mark.parametrize("warpgroups", CASE_OF)
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_without_a_bug(mode):
-    np.testing.assert_array_equal(library().run(0, CASE, mode), expected())
+def test_without_a_bug(mode, warpgroups):
+    np.testing.assert_array_equal(library(warpgroups).run(0, CASE_OF[warpgroups], mode), expected(warpgroups))
 
 
+@pytest.mark.parametrize("warpgroups", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BUGS)
-def test_found_in_every_mode(name):
+def test_found_in_every_mode(name, warpgroups):
     modes = [mode for mode in MODES if mode.schedule not in MISSED_BY.get(name, ())]
-    assert not [str(mode) for mode in modes if not found(name, mode)]
+    assert not [str(mode) for mode in modes if not found(name, warpgroups, mode)]
 
 
 PTX = "cuda/ptx_sm90.cuh"
@@ -113,7 +118,7 @@ INTERPRETED = {  # each is a compilation by nvcc, so these are samples; the firs
 def buggy_ptx(name: str):
     tree = toolchain.patched_tree(f"hopper-{name}", INTERPRETED.get(name, {}))
     source = tree / "cuda" / "one.cu"
-    source.write_text('#include "cuda/instances_sm90.cuh"\nINTFA_WGMMA(intfa_attention_wgmma_d128, false, 128)\n')
+    source.write_text('#include "cuda/instances_sm90.cuh"\nINTFA_WGMMA(intfa_attention_wgmma_d128, false, 1, 128)\n')
     kernel = toolchain.ptx(source, f"hopper-{name}", plugin=tree, arch="90a")
     joined = toolchain.BUILD / f"hopper-{name}.ptx"
     joined.write_text(build_ptx(128).read_text() + kernel.read_text())

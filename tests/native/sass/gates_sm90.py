@@ -17,7 +17,9 @@ from . import pipe_model
 
 EXPECTED = Path(__file__).resolve().parent / "expected_sm90.json"
 ARCH = "90a"
-HEAD_DIMS = (64, 96, 128, 256)
+# Head size, queries per block, with a mask tensor or softcap.
+KERNELS = [(d, 64, scored) for d in (64, 96, 128, 256) for scored in (False, True)]
+KERNELS += [(d, 192, False) for d in (64, 96, 128)]
 # Dense int8 at 132 SMs x 1.755 GHz (H200): what the bound of the loop is stated against.
 SMS, CLOCK_HZ = 132, 1.755e9
 
@@ -27,18 +29,20 @@ class WgmmaGate:
     """One compiled kernel."""
 
     head_dim: int
+    tile_m: int
     scored: bool
 
     @property
     def kernel(self) -> str:
         """Its C name."""
-        return f"intfa_attention_wgmma_{'scored_' if self.scored else ''}d{self.head_dim}"
+        queries = "" if self.tile_m == 64 else str(self.tile_m)
+        return f"intfa_attention_wgmma{queries}_{'scored_' if self.scored else ''}d{self.head_dim}"
 
     def __str__(self) -> str:
         return f"sm_{ARCH}/{self.kernel}"
 
 
-GATES = [WgmmaGate(d, scored) for d in HEAD_DIMS for scored in (False, True)]
+GATES = [WgmmaGate(*kernel) for kernel in KERNELS]
 
 
 def compile_kernels() -> Path:
@@ -60,7 +64,7 @@ def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
     cuobjdump = toolchain.cuda_tool("cuobjdump")
     assert cuobjdump is not None
     cubin = compile_kernels()
-    tile_m, threads, shared_bytes, tile_n = simulator.wgmma_shape(gate.head_dim, gate.scored)
+    _, threads, shared_bytes, tile_n = simulator.wgmma_shape(gate.head_dim, gate.tile_m, gate.scored)
     arch = pipe_model.ARCHITECTURES[ARCH]
     resources = pipe_model.resources(cubin, cuobjdump)[gate.kernel]
     blocks = pipe_model.blocks_per_sm(arch, resources["registers"], shared_bytes, threads)
@@ -70,7 +74,7 @@ def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
     instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
     loop = pipe_model.main_loop(instructions, wgmma_per_tile(gate.head_dim, tile_n))
     report = pipe_model.analyse(loop, arch)
-    operations = 4 * tile_m * tile_n * gate.head_dim
+    operations = 4 * 64 * tile_n * gate.head_dim  # of a warpgroup, which has one warp on each sub-partition
     cycles = report.cycles[report.bottleneck]
     return {
         **occupancy,

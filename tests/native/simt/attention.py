@@ -58,6 +58,21 @@ def build(sanitizer: str = "") -> Path:
 ALL_SETS = "{&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256}"
 
 
+# Blocks of 192 queries for every problem, however small.
+ALWAYS_WIDE = ("ctas >= kTargetCtas", "ctas >= 0")
+WIDE_DIMS = (64, 96, 128)
+
+
+def build_wide() -> Path:
+    """The backend with its wgmma kernels of 192 queries for every problem that they take."""
+    sets = ", ".join(f"&kKernels{d}" for d in WIDE_DIMS)
+    tree = toolchain.patched_tree("hopper-wide", {"cuda/dispatch.cu": [(ALL_SETS, f"{{{sets}}}"), ALWAYS_WIDE]})
+    sources = [tree / "simt" / "attention_driver.cc"]
+    sources += [tree / "cuda" / f"{name}.cu" for name in ("dispatch", "kernels_sm90")]
+    sources += [tree / "cuda" / f"kernels_d{d}.cu" for d in WIDE_DIMS]
+    return toolchain.host_library(sources, "libhopper-wide", plugin=tree, optimize="-O1")
+
+
 def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tuple[Path, Path]:
     """A patched backend with the kernels of head size 64 alone: its library, and the tree that it was built from."""
     one = {"cuda/dispatch.cu": [(ALL_SETS, "{&kKernels64}")]}
@@ -94,6 +109,14 @@ class AttentionSimulator(Simulator):
         found = self.library.attention_shape(head_dim, ("tile", "paper", "half").index(arithmetic), scored, out)
         assert found, f"no {arithmetic} kernel for head size {head_dim}"
         return out[0], out[1], out[2]
+
+    def wgmma_shape(self, head_dim: int, tile_m: int, scored: bool = False) -> tuple[int, int, int, int]:
+        """As :meth:`shape` for the wgmma kernel with ``tile_m`` queries per block, and the keys per tile."""
+        out = (ctypes.c_int * 4)()
+        self.library.wgmma_shape.restype = ctypes.c_bool
+        found = self.library.wgmma_shape(head_dim, tile_m, scored, out)
+        assert found, f"no wgmma kernel of {tile_m} queries for head size {head_dim}"
+        return out[0], out[1], out[2], out[3]
 
     def attention(
         self,

@@ -20,9 +20,9 @@ SIMT_API bool attention_shape(int head_dim, int arithmetic, bool scored, int* ou
 }
 
 // The same of the wgmma kernel, and its keys per tile.
-SIMT_API bool wgmma_shape(int head_dim, bool scored, int* out) {
+SIMT_API bool wgmma_shape(int head_dim, int tile_m, bool scored, int* out) {
   for (const auto& [dim, kernel] : intfa::cuda::kWgmmaKernels) {
-    if (dim != head_dim || kernel.scored != scored) continue;
+    if (dim != head_dim || kernel.tile_m != tile_m || kernel.scored != scored) continue;
     out[0] = kernel.tile_m;
     out[1] = kernel.threads;
     out[2] = kernel.smem_bytes;

@@ -10,7 +10,7 @@ import numpy as np
 from cases import AttentionCase
 
 from . import toolchain
-from .attention import ALL_SETS, AttentionSimulator, case_arguments, case_attributes
+from .attention import ALL_SETS, ALWAYS_WIDE, AttentionSimulator, case_arguments, case_attributes
 from .simulator import Mode
 
 KERNEL = "cuda/attention_sm90.cuh"
@@ -25,29 +25,31 @@ void kernel(AttentionParams params) {{
     {cases}
   }}
 }}
+using Shape = WgmmaShape<{dim}, false, {warpgroups}>;
 const WgmmaKernel kWgmmaKernels[] = {{
     {{{dim},
-     {{Arithmetic::kTileInt8, false, kernel, WgmmaShape<{dim}, false>::kTileM, WgmmaShape<{dim}, false>::kThreads,
-      WgmmaShape<{dim}, false>::kSmemBytes, WgmmaShape<{dim}, false>::kKeys, WgmmaShape<{dim}, false>::kOrder}}}}}};
+     {{Arithmetic::kTileInt8, false, kernel, Shape::kTileM, Shape::kThreads, Shape::kSmemBytes, Shape::kKeys,
+      Shape::kOrder}}}}}};
 }}  // namespace intfa::cuda
 extern "C" SIMT_API void choose_kernel(int number) {{ intfa::cuda::chosen = number; }}
 """
 
 
-def build(bugs: Mapping[str, toolchain.Replacements]) -> Path:
+def build(bugs: Mapping[str, toolchain.Replacements], warpgroups: int) -> Path:
     """A backend whose wgmma kernel of head size 128 can be exchanged for one with a bug.
 
     Args:
         bugs: name -> (old, new) texts in attention_sm90.cuh; each old text must occur exactly once.
+        warpgroups: per block.
     Raises:
         ValueError: one does not: the kernel has moved on and the bug must follow it.
     """
-    one_dim = [(ALL_SETS, f"{{&kKernels{DIM}}}")]
+    one_dim = [(ALL_SETS, f"{{&kKernels{DIM}}}"), ALWAYS_WIDE]
     tree = toolchain.patched_tree(
-        "hopper-bugs",
+        f"hopper-bugs{warpgroups}",
         {
             "cuda/dispatch.cu": one_dim,
-            "cuda/kernels_sm90.h": [("kNumWgmmaKernels = 8", "kNumWgmmaKernels = 1")],
+            "cuda/kernels_sm90.h": [("kNumWgmmaKernels = 11", "kNumWgmmaKernels = 1")],
         },
     )
     original = (tree / KERNEL).read_text()
@@ -63,13 +65,14 @@ def build(bugs: Mapping[str, toolchain.Replacements]) -> Path:
             text = text.replace(old, new)
         parts.append(text.replace("namespace intfa::cuda {", f"namespace intfa::cuda::kernel{number} {{"))
     cases = "\n    ".join(
-        f"case {n}: kernel{n}::attention_wgmma<{DIM}, false>(params); break;" for n in range(len(bugs) + 1)
+        f"case {n}: kernel{n}::attention_wgmma<{DIM}, false, {warpgroups}>(params); break;"
+        for n in range(len(bugs) + 1)
     )
-    parts.append(_DISPATCH.format(cases=cases, dim=DIM))
+    parts.append(_DISPATCH.format(cases=cases, dim=DIM, warpgroups=warpgroups))
     (tree / "cuda" / "kernels_sm90.cu").write_text("\n".join(parts))
     sources = [tree / "simt" / "attention_driver.cc"]
     sources += [tree / "cuda" / file for file in ("dispatch.cu", f"kernels_d{DIM}.cu", "kernels_sm90.cu")]
-    return toolchain.host_library(sources, "libhopper-bugs", plugin=tree, optimize="-O0")
+    return toolchain.host_library(sources, f"libhopper-bugs{warpgroups}", plugin=tree, optimize="-O0")
 
 
 class BuggyHopper(AttentionSimulator):
