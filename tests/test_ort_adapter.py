@@ -11,7 +11,7 @@ import onnx
 import pytest
 from cases import CASES, AttentionCase, typed_inputs
 from native_build import build
-from test_ort_op import RUN_IN_OLDEST, attributes_of, make_model, oldest_python, ort, run  # noqa: F401
+from test_ort_op import RUN_IN_OLD, attributes_of, make_model, old_python, ort, run  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def test_a_cpu_session_takes_the_cpu_kernel(case: AttentionCase, built: Path) ->
     assert set(run(session, inputs)["Y"].view(np.uint8).ravel()) <= {1}
 
 
-def test_the_oldest_onnxruntime_takes_it_too(built: Path, oldest_python: str, tmp_path: Path) -> None:  # noqa: F811
+def test_old_onnxruntimes_take_it_too(built: Path, old_python: str, tmp_path: Path) -> None:  # noqa: F811
     inputs = typed_inputs(CASES[0])
     model = make_model(inputs, attributes_of(CASES[0]), ("Y",))
     model.ir_version = 8
     onnx.save(model, tmp_path / "model.onnx")
     expected = np.frombuffer(b"\1" * inputs["Q"].nbytes, np.float32).reshape(inputs["Q"].shape)
     np.savez(tmp_path / "data.npz", **inputs, expected_Y=expected)
-    command = [oldest_python, "-c", RUN_IN_OLDEST, str(built / "libort_adapter_on_fakes.so")]
+    command = [old_python, "-c", RUN_IN_OLD, str(built / "libort_adapter_on_fakes.so")]
     answer = subprocess.run(
         [*command, str(tmp_path / "model.onnx"), str(tmp_path / "data.npz")], capture_output=True, text=True
     )

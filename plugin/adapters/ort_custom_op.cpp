@@ -225,12 +225,13 @@ struct Op : Ort::CustomOpBase<Op, Kernel, true> {
   ONNXTensorElementDataType q_type_, y_type_;
 };
 
-// ONNX Runtime before 1.24 crashes in shape inference, before it calls us, where an optional input in the middle is
-// absent. There the types come from the overloads alone, and output_dtype can only be Q's type (float32 for int8).
+// ONNX Runtime before 1.28 aborts in its side of shape inference: before 1.24 where an optional input in the middle is
+// absent, from there on where an output is. There the types come from the overloads alone, and output_dtype can only be
+// Q's type (float32 for int8).
 bool can_infer_shapes(const char* version) {
   int major = 0, minor = 0;
   if (std::sscanf(version, "%d.%d", &major, &minor) != 2) return false;
-  return major > 1 || minor >= 24;
+  return major > 1 || minor >= 28;
 }
 
 constexpr Device kDevices[] = {
