@@ -214,3 +214,28 @@ def test_parser_finds_the_plugin_of_a_rewritten_model(target: str, library: Path
     assert "Successfully created plugin: IntFlashAttention" in said
     # a node that leaves attributes to their defaults is warned of, each time
     assert ("not found in plugin node" in said) == (target == "ort")
+
+
+def test_parser_reads_a_rewritten_minilm(library: Path, tmp_path: Path) -> None:
+    """An exported encoder of MiniLM's shape, with its padding mask: its first layer arrives with its own values."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import tiny
+
+    source, case = tmp_path / "minilm.onnx", tiny.build("minilm", "sdpa")
+    tiny.export(case, source)
+    result = intfa_onnx.rewrite(source, target="trt")
+    assert [a.decision for a in result.attentions] == ["replaced"] * case.attentions
+    model = result.to_proto()
+    node = next(n for n in model.graph.node if n.op_type == op_schema.OP_TYPE)
+    assert len(node.input) == 4  # with a mask
+    expected = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    fields, said = parsed_fields(model, library, tmp_path)
+    assert f"TensorRT: {node.name}:" in said
+    for name, text in fields.items():
+        value = expected[name]
+        if isinstance(value, float):
+            assert float(text) == pytest.approx(value, rel=1e-6)
+        else:
+            assert text == (value.decode() if isinstance(value, bytes) else str(value))
+    assert int(fields["q_num_heads"]) > 0  # packed heads
