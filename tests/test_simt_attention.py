@@ -4,15 +4,18 @@ Per case and precision:
 - the host SIMT's result is within the case's bound of the float64 truth (truth.py);
 - it is the reference's (with the kernels' tile_n) but for codes of P that flip by one, as exp2 differs by an ulp;
 - the PTX interpreter, on what nvcc emitted, gives the same bits and finds no race.
+- it is the CPU backend's likewise, the native library that a GPU's result will be compared with.
 Every mode of the host SIMT gives the same bits too: by default each case runs in two modes that rotate through all of
 them, with -m slow in all, and random ones with several seeds.
 """
 
+import dataclasses
 import functools
 
 import ml_dtypes
 import numpy as np
 import pytest
+from c_abi import OK, make_call, view_arrays
 from cases import CASES, AttentionCase, make_inputs, typed_inputs
 from native.simt import toolchain
 from native.simt.attention import (
@@ -25,11 +28,27 @@ from native.simt.attention import (
 from native.simt.simulator import Mode, all_modes
 from truth import HALF, PAPER, TILE, truth_of
 
-from intfa_onnx import reference
+from intfa_onnx import native, reference
+from intfa_onnx.errors import UnsupportedError
 
 TILE_N = 64
 ARITHMETICS = {"tile": ("int8", "tile", TILE), "paper": ("int8", "paper", PAPER), "half": ("int8_qk", "tile", HALF)}
 MODES = all_modes()
+
+
+def variant(name: str, of: str, **changes: object) -> AttentionCase:
+    """A case that matters to these kernels alone."""
+    return dataclasses.replace(next(c for c in CASES if c.name == of), name=name, **changes)
+
+
+VARIANTS = [
+    # half: the mask's terms lie in the stage that is fetched next
+    variant("d256_mask", "mask_float_inf", head_dim=256, head_dim_v=256, seqlen_q=70, seqlen_new=330),
+    variant("d256_mask_skipped", "mask_short", head_dim=256, head_dim_v=256, seqlen_q=70, seqlen_new=330),
+    variant("bfloat16_past", "causal_past", dtype="bfloat16"),
+    variant("int8_past", "int8_channel", static_scales="tensor", seqlen_q=70),
+]
+GROUPED = ["plain", "ragged", "causal_past", "nonpad", "gqa", "bshd_gqa_float16", "mask_float_inf", "d128", "k_bias"]
 
 
 @functools.cache
@@ -50,16 +69,18 @@ def kernel_dim(case: AttentionCase) -> int:
 def cases():
     return [
         pytest.param(case, name, id=f"{case.name}-{name}")
-        for case in CASES
+        for case in (*CASES, *VARIANTS)
         for name in ARITHMETICS
         if not (name == "half" and case.dtype == "int8" and case.static_scales != "tensor")  # one is enough
     ]
 
 
-def run(case: AttentionCase, arithmetic: str, mode: Mode, ptx=None) -> dict[str, np.ndarray]:
+def run(
+    case: AttentionCase, arithmetic: str, mode: Mode, ptx=None, k_granularity: str = "auto"
+) -> dict[str, np.ndarray]:
     precision, scheme, _ = ARITHMETICS[arithmetic]
-    arguments = case_arguments(case)
-    return simulator().attention(attributes=case_attributes(case, precision, scheme), mode=mode, ptx=ptx, **arguments)
+    attributes = case_attributes(case, precision, scheme, k_granularity)
+    return simulator().attention(attributes=attributes, mode=mode, ptx=ptx, present=True, **case_arguments(case))
 
 
 def bits(x: np.ndarray) -> np.ndarray:
@@ -73,16 +94,17 @@ def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
 
 def modes_of(case: AttentionCase, arithmetic: str) -> list[Mode]:
     """Two of the twelve, rotating so that neighbours in the list get others."""
-    at = CASES.index(case) * len(ARITHMETICS) + list(ARITHMETICS).index(arithmetic)
+    at = (*CASES, *VARIANTS).index(case) * len(ARITHMETICS) + list(ARITHMETICS).index(arithmetic)
     return [MODES[at % len(MODES)], MODES[(at * 5 + 7) % len(MODES)]]
 
 
 def truth_params():
     """By default the tile scheme, whose case list is the longest; the truth is slow Python."""
-    for param in cases():
-        case, name = param.values
-        if case.dtype in ("float32", "int8"):  # others round y once more than the bound knows
-            yield pytest.param(case, name, id=param.id, marks=[] if name == "tile" else pytest.mark.slow)
+    return [
+        pytest.param(*param.values, id=param.id, marks=[] if param.values[1] == "tile" else pytest.mark.slow)
+        for param in cases()
+        if param.values[0].dtype in ("float32", "int8")  # others round y once more than the bound knows
+    ]
 
 
 @pytest.mark.parametrize(("case", "arithmetic"), truth_params())
@@ -98,17 +120,56 @@ def test_host_against_reference(case, arithmetic):
     result = run(case, arithmetic, first)
     assert simulator().take_statistics()["bank_conflicts"] == 0
     check_against_reference(case, arithmetic, result)
+    check_caches(case, result)
     assert_same_bits(result, run(case, arithmetic, second))
 
 
-def check_against_reference(
-    case: AttentionCase, arithmetic: str, result: dict[str, np.ndarray], tile_n: int = TILE_N
-) -> None:
-    """Assert equality up to rare flips of a code of P by one, and the rounding of float sums and of the output.
+def check_caches(case: AttentionCase, result: dict[str, np.ndarray]) -> None:
+    """Past and new tokens behind each other, bit by bit."""
+    arguments = case_arguments(case)
+    for new, name in (("k", "key"), ("v", "value")):
+        tokens = [arguments[f"past_{name}"], arguments[new]] if case.seqlen_past else [arguments[new]]
+        np.testing.assert_array_equal(bits(result[f"present_{name}"]), bits(np.concatenate(tokens, axis=2)), name)
 
-    A flip moves y by a step of P over the row sum, which is at least 1, times the range of V; the relative L2 error
-    of the whole is held to 2e-3, so flips must be rare.
-    """
+
+@pytest.mark.parametrize(("case", "arithmetic"), cases())
+def test_host_against_the_cpu_backend(case, arithmetic):
+    try:
+        native.get_library_path("ort")
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    precision, scheme, _ = ARITHMETICS[arithmetic]
+    call = make_call(case, precision=precision, scheme=scheme, tile_n=TILE_N)
+    assert call.run() == (OK, "")
+    expected = view_arrays(case, call.arrays)
+    result = run(case, arithmetic, modes_of(case, arithmetic)[0])
+    check_close(case, arithmetic, result, expected["y"].astype(np.float64), expected["lse"])
+    for name in ("present_key", "present_value"):
+        np.testing.assert_array_equal(bits(result[name]), bits(expected[name]), name)
+
+
+@pytest.mark.parametrize("arithmetic", ["tile", "half"])
+@pytest.mark.parametrize("name", GROUPED)
+def test_group_granularity(name, arithmetic):
+    """Four scales of K per tile: the reference's result, another than with a scale per key, and B's bits."""
+    case = next(c for c in CASES if c.name == name)
+    mode = modes_of(case, arithmetic)[0]
+    result = run(case, arithmetic, mode, k_granularity="group")
+    check_against_reference(case, arithmetic, result, k_granularity="group")
+    assert not np.array_equal(bits(result["y"]), bits(run(case, arithmetic, mode)["y"]))
+    if toolchain.nvcc() is not None:
+        ptx = module(kernel_dim(case))
+        assert_same_bits(result, run(case, arithmetic, mode, ptx, k_granularity="group"))
+
+
+def check_against_reference(
+    case: AttentionCase,
+    arithmetic: str,
+    result: dict[str, np.ndarray],
+    tile_n: int = TILE_N,
+    k_granularity: str = "token",
+) -> None:
+    """Assert what :func:`check_close` does, against the numpy reference."""
     precision, scheme, _ = ARITHMETICS[arithmetic]
     inputs = typed_inputs(case)
     names = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen", "q_scale", "k_scale", "v_scale")
@@ -118,15 +179,31 @@ def check_against_reference(
         precision=precision,
         scheme=scheme,
         tile_n=tile_n,
+        k_granularity=k_granularity,
         output_dtype=np.float32,
     )
-    y, lse, output = result["y"].astype(np.float64), result["lse"], result["y"].dtype
-    expected_y = expected.y.astype(np.float64)
+    y = expected.y.astype(np.float64)
     if case.layout == "BSHD":
-        expected_y = expected_y.reshape(case.batch, case.seqlen_q, case.num_heads, -1).swapaxes(1, 2)
+        y = y.reshape(case.batch, case.seqlen_q, case.num_heads, -1).swapaxes(1, 2)
+    check_close(case, arithmetic, result, y, expected.lse)
+
+
+def check_close(
+    case: AttentionCase,
+    arithmetic: str,
+    result: dict[str, np.ndarray],
+    expected_y: np.ndarray,
+    expected_lse: np.ndarray,
+) -> None:
+    """Assert equality up to rare flips of a code of P by one, and the rounding of float sums and of the output.
+
+    A flip moves y by a step of P over the row sum, which is at least 1, times the range of V; the relative L2 error
+    of the whole is held to 2e-3, so flips must be rare.
+    """
+    y, lse, output = result["y"].astype(np.float64), result["lse"], result["y"].dtype
     np.testing.assert_array_equal(np.isnan(y), np.isnan(expected_y), "NaN of y")
-    np.testing.assert_array_equal(np.isnan(lse), np.isnan(expected.lse), "NaN of lse")
-    np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(expected.lse), "-inf of lse")
+    np.testing.assert_array_equal(np.isnan(lse), np.isnan(expected_lse), "NaN of lse")
+    np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(expected_lse), "-inf of lse")
 
     v = make_inputs(case)["V"].astype(np.float64)
     if case.dtype == "int8":
@@ -142,9 +219,9 @@ def check_against_reference(
     assert error[worst] <= allowed[worst], f"at {worst}: {y[worst]}, reference {expected_y[worst]}"
     norm = np.linalg.norm(np.nan_to_num(expected_y))
     assert np.linalg.norm(error) <= (2e-3 + spacing + eps) * norm + 1e-12, np.linalg.norm(error) / norm
-    finite = np.isfinite(expected.lse) & (expected.lse > -1e38)
+    finite = np.isfinite(expected_lse) & (expected_lse > -1e38)
     # The row sum moves by a step per flip; lse of scores near 1e5 has a spacing of 2^-7.
-    np.testing.assert_allclose(lse[finite], expected.lse[finite], rtol=1e-6, atol=step + spacing)
+    np.testing.assert_allclose(lse[finite], expected_lse[finite], rtol=1e-6, atol=step + spacing)
 
 
 @pytest.mark.parametrize(("case", "arithmetic"), cases())

@@ -4,13 +4,15 @@
 //   kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32}
 //   Q's codes [kTileM, Dp] s8, where they do not live in registers
 //   per warp eight words: four times the bits of kBias, then its Limits
-//   with kScored: the mask's terms for the tile [kTileM, kTileN] f32, as their lanes need them; shift [kTileM] f32
-//   (RowTable) unit [kTileM] f32 (RowTable)
+//   with kScored: the mask's terms for the tile [kTileM, kTileN] f32, as their lanes need them, unless
+//   kMaskInNextStage; shift [kTileM] f32 (RowTable) unit [kTileM] f32 (RowTable)
 #pragma once
 
 #include "cuda/traits.cuh"
 
 namespace intfa::cuda {
+
+constexpr int kMaxSmemBytes = 99 * 1024;  // of a block on sm_86, 89 and 120; others have more
 
 template <int kDim, Arithmetic kArithmetic, bool kScored>
 struct AttentionShape {
@@ -33,7 +35,11 @@ struct AttentionShape {
   static constexpr int kQOffset = (kQInRegisters ? kNumStages - 1 : kNumStages) * kStageBytes;
   static constexpr int kConstantsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
   static constexpr int kMaskOffset = kConstantsOffset + 32 * kNumWarps;
-  static constexpr int kShiftOffset = kMaskOffset + (kScored ? 4 * kTileM * kTileN : 0);
+  static constexpr int kMaskBytes = kScored ? 4 * kTileM * kTileN : 0;
+  // Where a place of its own would be too much, the mask's terms take the stage that is fetched next, and the fetch
+  // waits until the scores are masked.
+  static constexpr bool kMaskInNextStage = kMaskOffset + kMaskBytes + 8 * kTileM > kMaxSmemBytes;
+  static constexpr int kShiftOffset = kMaskOffset + (kMaskInNextStage ? 0 : kMaskBytes);
   static constexpr int kOwnUnitOffset = kShiftOffset + (kScored ? 4 * kTileM : 0);
   // The plain kernel needs the units only before the last stage's first tile comes. At 128, two CTAs per SM of 100 KB
   // depend on it.
@@ -41,6 +47,8 @@ struct AttentionShape {
   static constexpr int kUnitOffset = kUnitInStage ? (kNumStages - 1) * kStageBytes : kOwnUnitOffset;
   static constexpr int kSmemBytes = kOwnUnitOffset + (kUnitInStage ? 0 : 4 * kTileM);
   static_assert(!kQInRegisters || kQBytes <= kStageBytes);
+  static_assert(!kMaskInNextStage || kMaskBytes <= kStageBytes);
+  static_assert(kSmemBytes <= kMaxSmemBytes);
 };
 
 }  // namespace intfa::cuda

@@ -125,20 +125,33 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
   const uint32_t k_lane = KTile::lane_offset_b(lane), v_lane = VTile::lane_offset_b(lane);
 
+  auto late_fetch = [&](int tile) {
+    if constexpr (Shape::kMaskInNextStage) {
+      ptx::sync_block();  // all have read their mask terms
+      fetch(tile);
+    }
+  };
+
   uint32_t k_tile = smem;  // of the current stage
   auto step = [&](auto masked, unsigned tile) {
     constexpr bool kMasked = decltype(masked)::value;
     ptx::cp_async_wait<kNumStages - 2>();
     ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy overwrites
-    fetch(tile + kNumStages - 1);
+    if constexpr (!Shape::kMaskInNextStage) fetch(tile + kNumStages - 1);
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;
     const int lane_key = tile * kTileN + 4 * t;
     auto mask_terms = [&] {
-      return smem + Shape::kMaskOffset + (ptx::thread_index() >> 5) * Shape::kWarpRows * kTileN * 4;
+      const uint32_t offset = (ptx::thread_index() >> 5) * Shape::kWarpRows * kTileN * 4;
+      if constexpr (Shape::kMaskInNextStage) {
+        return next_stage(k_tile) + offset;
+      } else {
+        return smem + Shape::kMaskOffset + offset;
+      }
     };
     if (kScored && params.mask.data != nullptr) {
       const bool attended = stage_mask<kStrips, kTileN>(params, Work::of<Shape>(params), lane_key, mask_terms());
       if (!ptx::warp_any(attended)) {  // nothing for this warp
+        late_fetch(tile + kNumStages - 1);
         k_tile = next_stage(k_tile);
         return;
       }
@@ -164,6 +177,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
       }
     };
     mask_scores<kMasked>(s, tile_max, row_limits, scoring);
+    late_fetch(tile + kNumStages - 1);
 
     uint32_t p[kStrips][kTileN / P::kKeysPerFragment][4];
     float weight[kStrips][2];

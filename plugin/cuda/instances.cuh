@@ -34,7 +34,7 @@
   intfa_statistics_d##D(const __grid_constant__ intfa::cuda::PrologueParams params) {                              \
     intfa::cuda::statistics<D>(params);                                                                            \
   }                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(intfa::cuda::kPrologueThreads)                                      \
+  extern "C" __global__ void __launch_bounds__(intfa::cuda::kPrologueThreads, 2)                                   \
   intfa_quantize_kv_d##D(const __grid_constant__ intfa::cuda::PrologueParams params) {                             \
     intfa::cuda::quantize_kv<D>(params);                                                                           \
   }                                                                                                                \

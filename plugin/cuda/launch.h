@@ -51,9 +51,8 @@ Status launch(void (*kernel)(Params), const Grid& grid, int threads, int smem_by
   const void* function = reinterpret_cast<const void*>(kernel);
   if (smem_bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);
-    if (error ==
-        cudaErrorInvalidValue) {  // int8_qk at head size 256 with a mask or softcap, on GPUs with 99 KB per block
-      (void)cudaGetLastError();   // the host's next check is not to find it
+    if (error == cudaErrorInvalidValue) {  // no GPU of today: attention_shape.h keeps to the least that they have
+      (void)cudaGetLastError();            // the host's next check is not to find it
       return {StatusCode::kUnsupported, "CUDA: the kernel needs " + std::to_string(smem_bytes) +
                                             " bytes of shared memory per block, more than this GPU has. Use precision "
                                             "int8, or keep this attention in float."};
