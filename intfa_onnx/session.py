@@ -104,8 +104,9 @@ def check_placement(session: onnxruntime.InferenceSession, provider: str) -> Non
     """
     if provider not in session.get_providers():
         raise UnsupportedError(
-            f"{provider} did not start, and onnxruntime fell back to {', '.join(session.get_providers())}: its "
-            "libraries or the NVIDIA driver are missing. `intfa-onnx doctor` shows the driver"
+            f"{provider} did not start, and onnxruntime fell back to {', '.join(session.get_providers())}: the "
+            "NVIDIA driver, CUDA or cuDNN is missing. `intfa-onnx doctor` shows the driver; for the libraries call "
+            "onnxruntime.preload_dlls() first, or pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     try:
         subgraphs = session.get_provider_graph_assignment_info()
