@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import os
 import re
 import subprocess
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from cases import CASES, AttentionCase, typed_inputs
 from native_build import build
+from trt_layer import CHAR, FLOAT32, INT32, build_driver, run_layer
 from truth import HALF, PAPER, TILE, Scheme, truth_of
 
 from intfa_onnx import op_schema
 
 NO_ORT = ("-DINTFA_BUILD_ORT=OFF",)
+Run = Callable[..., list[np.ndarray]]
 BY_NAME = {case.name: case for case in CASES}
-
-# nvinfer1::DataType and nvinfer1::PluginFieldType, by their numbers
-TYPES = {
-    np.dtype(np.float32): 0,
-    np.dtype(np.float16): 1,
-    np.dtype(np.int8): 2,
-    np.dtype(np.bool_): 4,
-    np.dtype(ml_dtypes.bfloat16): 7,
-    np.dtype(np.int64): 8,
-}
-FLOAT32, INT32, CHAR = 1, 5, 6
 
 pytestmark = pytest.mark.xdist_group("trt_plugin")
 
@@ -81,73 +71,11 @@ def test_contract_with_the_headers_of_tensorrt() -> None:
         run_contract(program, plugin, int(found[1]))
 
 
-class Field(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("data", ctypes.c_void_p),
-        ("type", ctypes.c_int32),
-        ("length", ctypes.c_int32),
-    )
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = (
-        ("type", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * 8),
-        ("data", ctypes.c_void_p),
-    )
-
-
 @pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    """The plugin over the CPU's kernels, and TensorRT's life of a layer around it."""
-    return ctypes.CDLL(str(build("test_trt", "trt_layer_on_host", options=NO_ORT) / "libtrt_layer_on_host.so"))
-
-
-def fields_of(attributes: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """Return attributes as TensorRT's parser gives them to a creator, and what keeps their memory."""
-    fields = (Field * max(1, len(attributes)))()
-    memory: list[Any] = []
-    for field, (name, value) in zip(fields, attributes.items(), strict=False):
-        if isinstance(value, str):
-            data = ctypes.create_string_buffer(value.encode(), max(1, len(value)))
-            kind, length = CHAR, len(value)
-        else:
-            data = (ctypes.c_float if isinstance(value, float) else ctypes.c_int32)(value)
-            kind, length = FLOAT32 if isinstance(value, float) else INT32, 1
-        memory.append(data)
-        field.name, field.data, field.type, field.length = name.encode(), ctypes.addressof(data), kind, length
-    return fields, memory
-
-
-def run_layer(
-    library: ctypes.CDLL, inputs: dict[str, np.ndarray], attributes: dict[str, Any], gaps_closed: bool = False
-) -> list[np.ndarray]:
-    """Run one layer; ``inputs`` by their operator names. Absent inputs leave a gap, or none."""
-    given = [name for name in op_schema.INPUTS if name in inputs]
-    last = op_schema.INPUTS.index(given[-1]) + 1
-    names = given if gaps_closed else op_schema.INPUTS[:last]
-    if len(given) < last:
-        attributes = attributes | {"plugin_inputs": ",".join(given)}
-    arrays = {name: np.ascontiguousarray(inputs[name]) for name in given}
-    tensors = (Tensor * len(names))()
-    for tensor, name in zip(tensors, names, strict=True):
-        if (x := arrays.get(name)) is not None:
-            tensor.type, tensor.rank, tensor.data = TYPES[x.dtype], x.ndim, x.ctypes.data
-            tensor.shape[: x.ndim] = x.shape
-    count = attributes.get("plugin_outputs", 1)
-    outputs = (Tensor * count)()
-    fields, memory = fields_of(attributes)
-    call = (fields, len(attributes), tensors, len(names), outputs, count)
-    assert library.run_layer(*call) == 0  # types and shapes only
-    dtypes = {number: dtype for dtype, number in TYPES.items()}
-    results = [np.empty(t.shape[: t.rank], dtypes[t.type]) for t in outputs]
-    for tensor, result in zip(outputs, results, strict=True):
-        tensor.data = result.ctypes.data
-    assert library.run_layer(*call) == 0
-    del memory
-    return results
+def run() -> Run:
+    """Runs a layer of the plugin over the CPU's kernels."""
+    plugin = build("test_trt", "trt_plugin_on_host", options=NO_ORT) / "libtrt_plugin_on_host.so"
+    return functools.partial(run_layer, build_driver(), plugin)
 
 
 def attributes_of(case: AttentionCase, **options: Any) -> dict[str, Any]:
@@ -155,18 +83,18 @@ def attributes_of(case: AttentionCase, **options: Any) -> dict[str, Any]:
     return attributes | ({"output_dtype": onnx.TensorProto.FLOAT} if case.dtype == "int8" else {})
 
 
-cached_truth = cache(truth_of)
+cached_truth = functools.cache(truth_of)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_every_case(case: AttentionCase, library: ctypes.CDLL) -> None:
+def test_every_case(case: AttentionCase, run: Run) -> None:
     """Within the predicted noise of the float64 truth; the cache is what went in."""
-    check_case(library, case, TILE)
+    check_case(run, case, TILE)
 
 
-def check_case(library: ctypes.CDLL, case: AttentionCase, noise: Scheme, **options: Any) -> None:
+def check_case(run: Run, case: AttentionCase, noise: Scheme, **options: Any) -> None:
     inputs = typed_inputs(case)
-    y, present_key, present_value, lse = run_layer(library, inputs, attributes_of(case, **options))
+    y, present_key, present_value, lse = run(inputs, attributes_of(case, **options))
     q = inputs["Q"]
     half_step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(case.dtype, 2.0**-24)
     assert y.dtype == (np.float32 if q.dtype == np.int8 else q.dtype)
@@ -186,34 +114,34 @@ def check_case(library: ctypes.CDLL, case: AttentionCase, noise: Scheme, **optio
 @pytest.mark.parametrize(
     ("noise", "options"), [(HALF, {"precision": "int8_qk"}), (PAPER, {"scheme": "paper"})], ids=["int8_qk", "paper"]
 )
-def test_schemes(noise: Scheme, options: dict[str, str], library: ctypes.CDLL) -> None:
-    check_case(library, BY_NAME["causal_past"], noise, **options)
+def test_schemes(noise: Scheme, options: dict[str, str], run: Run) -> None:
+    check_case(run, BY_NAME["causal_past"], noise, **options)
 
 
 @pytest.mark.parametrize("name", ["causal_past", "static_head", "nonpad"])
-def test_gaps_between_inputs_may_be_closed(name: str, library: ctypes.CDLL) -> None:
+def test_gaps_between_inputs_may_be_closed(name: str, run: Run) -> None:
     case = BY_NAME[name]
     inputs, attributes = typed_inputs(case), attributes_of(case)
-    kept, closed = (run_layer(library, inputs, attributes, gaps_closed) for gaps_closed in (False, True))
+    kept, closed = (run(inputs, attributes, gaps_closed=closed) for closed in (False, True))
     for a, b in zip(kept, closed, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_fewer_outputs(count: int, library: ctypes.CDLL) -> None:
+def test_fewer_outputs(count: int, run: Run) -> None:
     case = BY_NAME["gqa"]
     inputs = typed_inputs(case)
-    every = run_layer(library, inputs, attributes_of(case))
-    some = run_layer(library, inputs, attributes_of(case, plugin_outputs=count))
+    every = run(inputs, attributes_of(case))
+    some = run(inputs, attributes_of(case, plugin_outputs=count))
     assert len(some) == count
     for a, b in zip(some, every, strict=False):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
-def test_output_dtype(dtype: int, library: ctypes.CDLL) -> None:
+def test_output_dtype(dtype: int, run: Run) -> None:
     case = BY_NAME["int8_tensor"]
-    y = run_layer(library, typed_inputs(case), attributes_of(case) | {"output_dtype": dtype})[0]
-    wide = run_layer(library, typed_inputs(case), attributes_of(case))[0]
+    y = run(typed_inputs(case), attributes_of(case) | {"output_dtype": dtype})[0]
+    wide = run(typed_inputs(case), attributes_of(case))[0]
     assert y.dtype == onnx.helper.tensor_dtype_to_np_dtype(dtype)
     np.testing.assert_array_equal(y, wide.astype(y.dtype))

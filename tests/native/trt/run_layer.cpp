@@ -1,11 +1,10 @@
 // One layer from fields and tensors to results, for Python: build, serialize, deserialize, attach, run.
+#include <dlfcn.h>
+
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
 #include "layer.h"
-
-extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count);
 
 extern "C" {
 
@@ -25,10 +24,16 @@ struct TensorRecord {
 
 // Fills in the outputs' types and shapes, and their data where all have memory. Returns 0, or the number of the step
 // that failed; why is on stderr.
-__attribute__((visibility("default"))) int run_layer(const FieldRecord* fields, int num_fields,
-                                                     const TensorRecord* inputs, int num_inputs, TensorRecord* outputs,
-                                                     int num_outputs) {
+int run_layer(const char* plugin, const FieldRecord* fields, int num_fields, const TensorRecord* inputs, int num_inputs,
+              TensorRecord* outputs, int num_outputs, void* (*allocate)(size_t)) {
   using namespace nvinfer1;
+  void* library = dlopen(plugin, RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    std::fprintf(stderr, "%s\n", dlerror());
+    return 100;
+  }
+  const auto getCreators =
+      reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
   int32_t count = 0;
   auto& creator = *static_cast<IPluginCreatorV3One*>(getCreators(count)[0]);
   trt_test::Fields given;
@@ -91,12 +96,11 @@ __attribute__((visibility("default"))) int run_layer(const FieldRecord* fields, 
   const PluginTensorDesc* output_descriptions = descriptions.data() + num_inputs;
   if (attached.runtime().onShapeChange(descriptions.data(), num_inputs, output_descriptions, num_outputs) != 0)
     return 10;
-  const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(256, (bytes + 511) / 256 * 256),
-                                                              &std::free);
+  void* workspace = allocate(bytes);
   if (workspace == nullptr) return 11;
-  return attached.runtime().enqueue(descriptions.data(), output_descriptions, in.data(), out.data(), workspace.get(),
-                                    nullptr) == 0
-             ? 0
-             : 12;
+  if (attached.runtime().enqueue(descriptions.data(), output_descriptions, in.data(), out.data(), workspace, nullptr) !=
+      0)
+    return 12;
+  return 0;
 }
 }
