@@ -70,11 +70,11 @@ struct BlockTask {
   bool one_mask_row;     // every row of the block has the same mask values
   int64_t num_keys = 0;  // that are not padding
   GroupKeys groups[kBlockRows / kRows] = {};
+  RowPosition positions[kBlockRows] = {};
 
-  int64_t query(int row) const { return (first_row + row) % p.seqlen_q; }
-  int64_t q_head(int row) const { return kv_head * (p.num_heads / p.kv_num_heads) + (first_row + row) / p.seqlen_q; }
   int64_t mask_offset(int row) const {
-    return batch * p.mask.stride_batch + q_head(row) * p.mask.stride_head + query(row) * p.mask.stride_query;
+    const RowPosition at = positions[row];
+    return batch * p.mask.stride_batch + at.head * p.mask.stride_head + at.query * p.mask.stride_query;
   }
 
   void run();
@@ -89,14 +89,15 @@ struct BlockTask {
 
 // Quantizes the queries and clears the running state.
 void BlockTask::start() {
-  call.pack_queries(p, t, head, {batch, kv_head, first_row, rows, nullptr}, block);
+  find_positions(p, kv_head, first_row, rows, positions);
+  call.pack_queries(p, t, head, {batch, positions, rows, nullptr}, block);
   const int64_t offset = causal_offset(p, t.nonpad_kv_seqlen, batch);
   num_keys = valid_keys(p, t.nonpad_kv_seqlen, batch);
   const int64_t covered = p.mask.present ? std::min(num_keys, p.mask.seqlen_kv) : num_keys;
   for (int r = 0; r < round_up(rows, kRows); ++r) {
     KeyRange keys;
     if (r < rows) {
-      keys = attended_keys(p, query(r), offset, covered);
+      keys = attended_keys(p, positions[r].query, offset, covered);
       groups[r / kRows].add(keys);
     }
     block.key_begin[r] = static_cast<int32_t>(keys.begin);
@@ -212,7 +213,7 @@ void BlockTask::finish() const {
       lse = (block.row_max[r] + shift) * kLn2 + (std::log(sum) - code_unit);
     }
     if (*head.any_bad != 0 || block.bad_row[r]) mark_non_finite(r, output, &lse);
-    const int64_t h = q_head(r), i = query(r);
+    const auto [h, i] = positions[r];
     // an empty row's output is 0
     call.store_row({output, p.head_dim_v, empty ? 1.f : sum * sum_unit, head.v_scale}, p.output_dtype, t.y,
                    batch * p.y_strides.batch + h * p.y_strides.head + i * p.y_strides.token);

@@ -19,7 +19,9 @@ void inspect_queries(const AttentionProblem& p, const AttentionTensors& t, int64
   for (int64_t first = 0; first < all_rows; first += kBlockRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kBlockRows, all_rows - first));
     float scale[kBlockRows];
-    pack_queries()(p, t, head, {batch, kv_head, first, rows, scale}, block);
+    RowPosition positions[kBlockRows];
+    find_positions(p, kv_head, first, rows, positions);
+    pack_queries()(p, t, head, {batch, positions, rows, scale}, block);
     if (codes.q != nullptr) memcpy(codes.q + first * p.head_dim, block.q_codes, rows * p.head_dim);
     if (codes.q_scale != nullptr) memcpy(codes.q_scale + first, scale, rows * sizeof(float));
   }

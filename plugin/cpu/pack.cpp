@@ -56,6 +56,12 @@ HWY_INLINE void for_columns(int64_t channels, Visit visit) {
   for (; i < channels; i += kLanes) visit(i, std::integral_constant<int, 1>());
 }
 
+// Vector v of kV from channel i of a row of n; of four all are within the row.
+template <int kV, typename T>
+HWY_INLINE VF load_column(const T* row, int64_t i, int v, int64_t n) {
+  return kV == 4 ? load_lanes(row + i + v * kLanes) : load_at(row, i, n);
+}
+
 using DD = hn::Repartition<double, DF>;
 
 HWY_INLINE void store_means(const double* sum, int64_t count, float* mean) {
@@ -76,7 +82,7 @@ bool mean_of_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRICT mean
     for (int64_t j = 0; j < valid; ++j) {
       const T* row = k(j);
       for (int v = 0; v < kV; ++v) {
-        const VF x = load_at(row, i + v * kLanes, k.channels);
+        const VF x = load_column<kV>(row, i, v, k.channels);
         max = hn::Max(max, magnitude(x));
         sum[2 * v] = hn::Add(sum[2 * v], hn::PromoteLowerTo(dd, x));
         sum[2 * v + 1] = hn::Add(sum[2 * v + 1], hn::PromoteUpperTo(dd, x));
@@ -193,10 +199,10 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   }
 }
 
-// amax of every channel over the first `valid` tokens, of the magnitudes below `limit`; false if there is one that is
-// not below it.
-template <typename T>
-bool amax_of_values(const TokenRows<T>& v, int64_t valid, float limit, float* amax) {
+// amax of every channel over the first `valid` tokens; with kClear of the magnitudes below `limit` only. Returns the
+// largest of all, which without kClear tells whether all are finite.
+template <bool kClear, typename T>
+float amax_of_values(const TokenRows<T>& v, int64_t valid, float limit, float* amax) {
   const DF d;
   const DU du;
   const auto bound = hn::BitCast(du, hn::Set(d, limit));
@@ -204,25 +210,25 @@ bool amax_of_values(const TokenRows<T>& v, int64_t valid, float limit, float* am
   auto largest = hn::Zero(du);
   for_columns(v.channels, [&](int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
-    hn::Vec<DU> max[kV], below[kV];
-    for (int u = 0; u < kV; ++u) max[u] = below[u] = hn::Zero(du);
+    hn::Vec<DU> max[kV];
+    for (auto& m : max) m = hn::Zero(du);
     for (int64_t j = 0; j < valid; ++j) {
       const T* row = v(j);
       for (int u = 0; u < kV; ++u) {
-        const auto x = magnitude(load_at(row, i + u * kLanes, v.channels));
+        auto x = magnitude(load_column<kV>(row, i, u, v.channels));
+        if constexpr (kClear) x = hn::IfThenElseZero(hn::Lt(x, bound), x);
         max[u] = hn::Max(max[u], x);
-        below[u] = hn::Max(below[u], hn::IfThenElseZero(hn::Lt(x, bound), x));
       }
     }
     for (int u = 0; u < kV; ++u) {
-      hn::Store(hn::BitCast(d, below[u]), d, amax + i + u * kLanes);
+      hn::Store(hn::BitCast(d, max[u]), d, amax + i + u * kLanes);
       largest = hn::Max(largest, max[u]);
     }
   });
-  float top;
   const uint32_t bits = hn::ReduceMax(du, largest);
+  float top;
   memcpy(&top, &bits, sizeof top);
-  return top < limit;
+  return top;
 }
 
 // The scale of every channel of V, and the inverse that its codes are made with (not set for static scales).
@@ -251,25 +257,26 @@ void scales_of_values(const AttentionProblem& p, const AttentionTensors& t, int6
   }
 }
 
-// The rows of V of one tile; of those at or beyond `limit` only zeros are left.
-template <typename T>
+// The rows of V of one tile; with kClear only zeros are left of what is not below `limit`.
+template <bool kClear, typename T>
 struct ValueRows {
   const TokenRows<T>& v;
   int64_t first, keys;
   float limit;
 
-  VF load(int64_t j, int64_t i) const {
+  const T* row(int64_t j) const { return j < keys ? v(first + j) : nullptr; }
+  VF load(const T* row, int64_t i) const {
     const DF d;
-    if (j >= keys) return hn::Zero(d);
-    const VF x = load_at(v(first + j), i, v.channels);
-    return hn::IfThenElseZero(hn::Lt(hn::Abs(x), hn::Set(d, limit)), x);
+    if (row == nullptr) return hn::Zero(d);
+    const VF x = load_at(row, i, v.channels);
+    return kClear ? hn::IfThenElseZero(hn::Lt(hn::Abs(x), hn::Set(d, limit)), x) : x;
   }
 };
 
 // One tile of V: [channel_groups][16 quads][16 channels][4 keys] per chunk. encode(x, channel) gives codes.
-template <typename T, typename Encode>
-HWY_INLINE void pack_value_codes(const ValueRows<T>& rows, int64_t width, const uint8_t* place,
-                                 int8_t* HWY_RESTRICT out, Encode encode) {
+template <class Rows, typename Encode>
+HWY_INLINE void pack_value_codes(const Rows& rows, int64_t width, const uint8_t* place, int8_t* HWY_RESTRICT out,
+                                 Encode encode) {
   const hn::Repartition<int16_t, DI> d16;
   const hn::Repartition<int8_t, DI> d8;
   // four keys' codes of four channels each stand one after the other in a block; their channels shall
@@ -277,56 +284,48 @@ HWY_INLINE void pack_value_codes(const ValueRows<T>& rows, int64_t width, const 
   const auto by_channel = hn::LoadDup128(d8, kByChannel);
   for (int64_t j = 0; j < round_up(rows.keys, kChunk); j += 4) {
     int8_t* chunk = out + j / kChunk * (kChunk * width) + place[j % kChunk / 4] * (4 * kGroup);
+    const auto *r0 = rows.row(j), *r1 = rows.row(j + 1), *r2 = rows.row(j + 2), *r3 = rows.row(j + 3);
     for (int64_t i = 0; i < width; i += kLanes) {
-      const auto code = [&](int key) HWY_ATTR { return nearest(encode(rows.load(j + key, i), i)); };
-      const auto ab = hn::ReorderDemote2To(d16, code(0), code(1)), ce = hn::ReorderDemote2To(d16, code(2), code(3));
+      const auto code = [&](const auto* row) HWY_ATTR { return nearest(encode(rows.load(row, i), i)); };
+      const auto ab = hn::ReorderDemote2To(d16, code(r0), code(r1)), ce = hn::ReorderDemote2To(d16, code(r2), code(r3));
       const auto codes = hn::TableLookupBytes(hn::ReorderDemote2To(d8, ab, ce), by_channel);
       hn::Store(codes, d8, chunk + i / kGroup * (kGroup * kChunk) + i % kGroup * 4);
     }
   }
 }
 
-template <typename T>
-void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
-                 int64_t kv_head, const PackedHead& head, int64_t valid) {
+// One tile of V in float16 precision: [keys][channels].
+template <class Rows>
+HWY_INLINE void pack_value_halves(const Rows& rows, int64_t width, bool is_code, float* HWY_RESTRICT out) {
   const DF d;
   const DF16 d16;
-  constexpr bool kIsCode = std::is_same_v<T, int8_t>;
-  const TokenRows<T> v = token_rows<T>(t.past_value, t.v, p, p.v_strides, p.head_dim_v, batch, kv_head);
-  copy_present(v, p, batch, kv_head, t.present_value);
-  const int64_t n = layout.padded_channels();
-  const bool half = p.precision == Precision::kInt8QK;
-  const bool is_static = p.v_scale != ScaleGranularity::kNone;
-  const float limit = half ? kHalfOverflow : INFINITY;
-  HWY_ALIGN float amax[kMaxHeadDim], scale[kMaxHeadDim], inverse[kMaxHeadDim];
-  if (!kIsCode && !amax_of_values(v, valid, limit, amax)) {
-    *head.any_bad |= kBadV;
-    for (int64_t j = 0; j < valid; ++j) {
-      auto ok = hn::FirstN(d, kLanes);
-      for (int64_t i = 0; i < n; i += kLanes)
-        ok = hn::And(ok, hn::Lt(hn::Abs(load_at(v(j), i, v.channels)), hn::Set(d, limit)));
-      if (!hn::AllTrue(d, ok)) head.bad[j / layout.tile_n * layout.tile_stride + j % layout.tile_n] |= kBadV;
+  for (int64_t j = 0; j < round_up(rows.keys, kChunk); ++j) {
+    const auto* row = rows.row(j);
+    for (int64_t i = 0; i < width; i += kLanes) {
+      const VF x = is_code ? hn::Max(rows.load(row, i), hn::Set(d, -kMaxCode)) : rows.load(row, i);
+      hn::Store(hn::PromoteTo(d, hn::DemoteTo(d16, x)), d, out + j * width + i);
     }
   }
-  if (!half || kIsCode) scales_of_values(p, t, kv_head, amax, scale, inverse);
-  for (int64_t c = 0; c < n; ++c) head.v_scale[c] = half && !kIsCode ? 1.f : scale[c];
+}
+
+template <bool kClear, typename T>
+void pack_value_tiles(const AttentionProblem& p, const Layout& layout, const TokenRows<T>& v, int64_t valid,
+                      float limit, const float* scale, const float* inverse, const PackedHead& head) {
+  const DF d;
+  constexpr bool kIsCode = std::is_same_v<T, int8_t>;
+  const int64_t n = layout.padded_channels();
   uint8_t order[kChunk / 4], place[kChunk / 4];
   quad_order(order);
   for (int w = 0; w < kChunk / 4; ++w) place[order[w]] = w;
-
   for (int64_t tile = 0; tile * layout.tile_n < valid; ++tile) {
     const int64_t first = tile * layout.tile_n, packed = tile * layout.tile_stride;
-    const ValueRows<T> rows{v, first, HWY_MIN(layout.tile_n, valid - first), limit};
+    const ValueRows<kClear, T> rows{v, first, HWY_MIN(layout.tile_n, valid - first), limit};
     int8_t* codes = head.v_codes + packed * n;
-    if (half) {
-      for (int64_t j = 0; j < round_up(rows.keys, kChunk); ++j)
-        for (int64_t i = 0; i < n; i += kLanes) {
-          const VF x = kIsCode ? hn::Max(rows.load(j, i), hn::Set(d, -kMaxCode)) : rows.load(j, i);
-          hn::Store(hn::PromoteTo(d, hn::DemoteTo(d16, x)), d, head.v_float + (packed + j) * n + i);
-        }
+    if (p.precision == Precision::kInt8QK) {
+      pack_value_halves(rows, n, kIsCode, head.v_float + packed * n);
     } else if (kIsCode) {
       pack_value_codes(rows, n, place, codes, [&](VF x, int64_t) HWY_ATTR { return clamp_code(x); });
-    } else if (is_static) {
+    } else if (p.v_scale != ScaleGranularity::kNone) {
       pack_value_codes(rows, n, place, codes,
                        [&](VF x, int64_t i) HWY_ATTR { return clamp_code(hn::Div(x, hn::Load(d, scale + i))); });
     } else {
@@ -334,6 +333,39 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
                        [&](VF x, int64_t i) HWY_ATTR { return hn::Mul(x, hn::Load(d, inverse + i)); });
     }
   }
+}
+
+// Notes in head.bad which tokens of V have values that are not below `limit`.
+template <typename T>
+void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t valid, float limit, const PackedHead& head) {
+  const DF d;
+  *head.any_bad |= kBadV;
+  for (int64_t j = 0; j < valid; ++j) {
+    auto ok = hn::FirstN(d, kLanes);
+    for (int64_t i = 0; i < v.channels; i += kLanes)
+      ok = hn::And(ok, hn::Lt(hn::Abs(load_at(v(j), i, v.channels)), hn::Set(d, limit)));
+    if (!hn::AllTrue(d, ok)) head.bad[j / layout.tile_n * layout.tile_stride + j % layout.tile_n] |= kBadV;
+  }
+}
+
+template <typename T>
+void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
+                 int64_t kv_head, const PackedHead& head, int64_t valid) {
+  constexpr bool kIsCode = std::is_same_v<T, int8_t>;
+  const TokenRows<T> v = token_rows<T>(t.past_value, t.v, p, p.v_strides, p.head_dim_v, batch, kv_head);
+  copy_present(v, p, batch, kv_head, t.present_value);
+  const bool half = p.precision == Precision::kInt8QK;
+  const float limit = half ? kHalfOverflow : INFINITY;
+  HWY_ALIGN float amax[kMaxHeadDim], scale[kMaxHeadDim], inverse[kMaxHeadDim];
+  const bool clear = !kIsCode && !(amax_of_values<false>(v, valid, limit, amax) < limit);
+  if (clear) {
+    amax_of_values<true>(v, valid, limit, amax);
+    mark_bad_values(layout, v, valid, limit, head);
+  }
+  if (!half || kIsCode) scales_of_values(p, t, kv_head, amax, scale, inverse);
+  for (int64_t c = 0; c < layout.padded_channels(); ++c) head.v_scale[c] = half && !kIsCode ? 1.f : scale[c];
+  const auto pack_tiles = clear ? pack_value_tiles<true, T> : pack_value_tiles<false, T>;
+  pack_tiles(p, layout, v, valid, limit, scale, inverse, head);
 }
 
 template <typename T>

@@ -10,10 +10,27 @@ using PackHeadFn = void (*)(const AttentionProblem& problem, const AttentionTens
                             int64_t batch, int64_t kv_head, const PackedHead& head);
 PackHeadFn pack_head();
 
-// Quantizes query rows [first_row, first_row + rows) of a KV head's group into a block; sets q_codes, q_sum,
-// row_factor, row_offset and bad_row, and zeroes the codes of the remaining rows up to a multiple of kRows.
+// Which query of which head a row of a block is.
+struct RowPosition {
+  int64_t head, query;
+};
+
+// Row 0 is row `first` of the KV head's group. By counting: a division per row costs as much as its arithmetic.
+inline void find_positions(const AttentionProblem& p, int64_t kv_head, int64_t first, int rows,
+                           RowPosition* positions) {
+  if (rows == 0) return;
+  RowPosition at = {kv_head * (p.num_heads / p.kv_num_heads) + first / p.seqlen_q, first % p.seqlen_q};
+  for (int r = 0; r < rows; ++r) {
+    positions[r] = at;
+    if (++at.query == p.seqlen_q) at = {at.head + 1, 0};
+  }
+}
+
+// Quantizes some query rows into a block; sets q_codes, q_sum, row_factor, row_offset and bad_row, and zeroes the codes
+// of the remaining rows up to a multiple of kRows.
 struct QueryRows {
-  int64_t batch, kv_head, first_row;
+  int64_t batch;
+  const RowPosition* positions;  // [rows]
   int rows;
   float* q_scale;  // [kBlockRows] out, or null
 };

@@ -37,12 +37,14 @@ HWY_INLINE void load_rows(RowAt row_at, int rows, int64_t channels, const float*
   for (int r = 0; r < rows; ++r) {
     const auto* row = row_at(r);
     auto max = hn::Zero(du);
-    for (int64_t i = 0; i < n; i += kLanes) {
-      VF x = load_at(row, i, channels);
+    const auto take = [&](VF x, int64_t i) HWY_ATTR {
       if (mean != nullptr) x = hn::Sub(x, hn::Load(d, mean + i));
       hn::Store(x, d, g.x + r * n + i);
       max = hn::Max(max, magnitude(x));
-    }
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= channels; i += kLanes) take(load_lanes(row + i), i);
+    for (; i < n; i += kLanes) take(load_at(row, i, channels), i);
     hn::Store(max, du, lanes + r * kGroup);
   }
   for (int r = rows; r < kGroup; ++r) {
@@ -105,17 +107,16 @@ HWY_INLINE void encode_rows(const RowGroup& g, int64_t channels, int8_t* HWY_RES
   for (int r = 0; r < kGroup; ++r) {
     const VF factor = hn::Set(d, kStatic ? g.scale[r] : g.inverse[r]);
     VI sum = hn::Zero(di);
-    for (int64_t i = 0; i < n; i += kLanes) {
+    const auto code_at = [&](int64_t i) HWY_ATTR {
       const VF x = hn::Load(d, g.x + r * n + i);
       const VI code = nearest(kStatic ? clamp_code(hn::Div(x, factor)) : hn::Mul(x, factor));
       sum = hn::Add(sum, code);
-      int8_t* out = codes + r * stride + i;
-      if (i + kLanes <= channels) {
-        hn::StoreU(hn::DemoteTo(d8, code), d8, out);
-      } else if (i < channels) {
-        hn::StoreN(hn::DemoteTo(d8, code), d8, out, channels - i);
-      }
-    }
+      return hn::DemoteTo(d8, code);
+    };
+    int8_t* out = codes + r * stride;
+    int64_t i = 0;
+    for (; i + kLanes <= channels; i += kLanes) hn::StoreU(code_at(i), d8, out + i);
+    if (i < channels) hn::StoreN(code_at(i), d8, out + i, channels - i);
     hn::Store(sum, di, lanes + r * kGroup);
   }
   if (sums != nullptr) reduce_rows(di, lanes, sums, [](VI x, VI y) HWY_ATTR { return hn::Add(x, y); });

@@ -33,27 +33,22 @@ HWY_INLINE float dot_codes(const int8_t* codes, const float* x, int64_t n) {
 template <typename T>
 void pack_query_rows(const AttentionProblem& p, const AttentionTensors& t, const PackedHead& head,
                      const QueryRows& rows, const Block& block) {
-  const int64_t group = p.num_heads / p.kv_num_heads;
   const float scale = softmax_scale(p) * kLog2E;
   const bool is_static = p.q_scale != ScaleGranularity::kNone;
   const bool needs_offset = p.softcap != 0.f || t.lse != nullptr;
   const T* q = static_cast<const T*>(t.q) + rows.batch * p.q_strides.batch;
-  const auto q_head = [&](int r) { return rows.kv_head * group + (rows.first_row + r) / p.seqlen_q; };
   RowGroup g;
   for (int first = 0; first < rows.rows; first += kRows) {
     const int count = HWY_MIN(kRows, rows.rows - first);
     int8_t* codes = block.q_codes + first * p.head_dim;
     memset(block.bad_row + first, 0, kRows);
-    load_rows(
-        [&](int r) {
-          return q + q_head(first + r) * p.q_strides.head +
-                 (rows.first_row + first + r) % p.seqlen_q * p.q_strides.token;
-        },
-        count, p.head_dim, nullptr, g);
+    const RowPosition* at = rows.positions + first;
+    load_rows([&](int r) { return q + at[r].head * p.q_strides.head + at[r].query * p.q_strides.token; }, count,
+              p.head_dim, nullptr, g);
     clear_non_finite(p.head_dim, g, [&](int r) { block.bad_row[first + r] = 1; });
     if (is_static) {
       const bool per_head = p.q_scale == ScaleGranularity::kPerHead;
-      const auto given = [&](int r) { return t.q_scale[per_head && r < count ? q_head(first + r) : 0]; };
+      const auto given = [&](int r) { return t.q_scale[per_head && r < count ? at[r].head : 0]; };
       for (int r = 0; r < kRows; ++r) g.scale[r] = std::is_same_v<T, int8_t> ? 1.f : given(r);
       encode_rows<true>(g, p.head_dim, codes, p.head_dim, block.q_sum + first);
       for (int r = 0; r < kRows; ++r) g.scale[r] = given(r);
