@@ -31,7 +31,7 @@ Status guarded(Function function) noexcept {
   try {
     return function();
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "out of host memory"};
+    return {StatusCode::kOutOfMemory, "out of memory"};  // short: it needs no memory of its own
   } catch (const std::exception& error) {
     return {StatusCode::kRuntimeError, error.what()};
   }
