@@ -138,6 +138,15 @@ def test_what_stays_on_mma_sync(name, arithmetic):
     mma_sync.assert_same_bits(hopper, run(case, Mode(), device=80, arithmetic=arithmetic))
 
 
+def test_grouped_scales_stay_on_mma_sync():
+    case = next(c for c in CASES if c.name == "k_bias")
+    attributes, results = case_attributes(case, "int8", "tile", k_granularity="group"), []
+    for device in (80, 90):
+        results.append(simulator().attention(attributes=attributes, device=device, **case_arguments(case)))
+        assert simulator().chosen.startswith("attention_tile_")
+    mma_sync.assert_same_bits(*results)
+
+
 def test_before_hopper_there_is_no_wgmma():
     run(TAKEN[0], Mode(), device=89)
     assert simulator().chosen.startswith("attention_tile_")

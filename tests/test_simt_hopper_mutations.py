@@ -16,8 +16,8 @@ from native.simt.hopper_bugs import KERNEL, BuggyHopper
 from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 
 SINK = next(c for c in CASES if c.name == "sink")
-# One warpgroup: five tiles, so that both stages come round. Three: nine tiles for four stages and the refill's lag.
-CASE_OF = {1: SINK, 3: replace(SINK, seqlen_q=192, seqlen_new=1024)}
+# One warpgroup: five tiles, so that both stages come round. Three: seven for four stages; from eight on keys are split.
+CASE_OF = {1: SINK, 3: replace(SINK, seqlen_q=192, seqlen_new=7 * 128)}
 LARGE = replace(SINK, head_dim=128, head_dim_v=128)
 MODES = all_modes()
 

@@ -129,7 +129,8 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
 
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
   const uint32_t q_warp = smem + Shape::kQOffset + warp * Shape::kWarpRows * kDim;
-  const uint32_t q_tile = smem + Shape::kQOffset + warp / 4 * 64 * kDim;  // the warpgroup's
+  const int warpgroup = kWarpgroups == 1 ? 0 : warp / 4;
+  const uint32_t q_tile = smem + Shape::kQOffset + warpgroup * 64 * kDim;
   const RowTable table = RowTable::of<Shape>(smem, warp);
   ptx::sync_warp();
   quantize_queries<Tile, kDim, Shape::kWarpRows, kScored>(params, work, q_warp, table);
@@ -208,8 +209,9 @@ INTFA_DEVICE void attention_wgmma(const AttentionParams& params) {
     softmax_tile<P, kScored>(p, weight, o, rows, s, tile_max, kUnused, /*unbias=*/false);
 
     const int used = tile - Shape::kLag;  // the tile whose stage is refilled
-    const Stage<Shape> refilled(smem, used - first_tile);
-    const bool loads = threadIdx.x == 0 && used >= first_tile && used + Shape::kStages < last_tile;
+    const Stage<Shape> refilled = Shape::kLag == 0 ? stage : Stage<Shape>(smem, used - first_tile);
+    const bool loads =
+        threadIdx.x == 0 && (Shape::kLag == 0 || used >= first_tile) && used + Shape::kStages < last_tile;
     if (loads) {
       ptx::mbarrier_wait(refilled.empty_k(), refilled.parity);
       load_k<kDim>(refilled, source);

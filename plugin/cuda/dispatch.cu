@@ -48,6 +48,16 @@ Arithmetic arithmetic_of(const AttentionProblem& problem) {
 
 bool is_scored(const AttentionProblem& problem) { return problem.softcap > 0.f || problem.mask.present; }
 
+// kGroup: the prologue's groups are of 64 keys, the operator's of a tile.
+bool takes(const WgmmaKernel& entry, const AttentionProblem& problem, int head_dim) {
+  const AttentionKernel& kernel = entry.attention;
+  const int64_t ctas = (problem.seqlen_q + kernel.tile_m - 1) / kernel.tile_m * problem.num_heads * problem.batch;
+  return entry.head_dim == head_dim && kernel.arithmetic == arithmetic_of(problem) &&
+         kernel.scored == is_scored(problem) && problem.k_granularity != KGranularity::kGroup &&
+         (problem.tile_n == 0 || problem.tile_n == kernel.tile_n) &&
+         (kernel.tile_m == kWgmmaTileM || ctas >= kTargetCtas);
+}
+
 // The one table: smallest head size that holds both D and Dv, then the kernel of the arithmetic, by wgmma where the GPU
 // and the table have it.
 Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
@@ -59,12 +69,8 @@ Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
       if (kernel.arithmetic == arithmetic_of(problem) && kernel.scored == is_scored(problem)) plan->attention = &kernel;
     }
     if (!has_wgmma()) return {};
-    for (const auto& [dim, kernel] : kWgmmaKernels) {
-      const bool tile_fits = problem.tile_n == 0 || problem.tile_n == kernel.tile_n;
-      const int64_t ctas = (problem.seqlen_q + kernel.tile_m - 1) / kernel.tile_m * problem.num_heads * problem.batch;
-      if (dim == set->head_dim && kernel.arithmetic == arithmetic_of(problem) && kernel.scored == is_scored(problem) &&
-          tile_fits && (kernel.tile_m == kWgmmaTileM || ctas >= kTargetCtas))
-        plan->attention = &kernel;
+    for (const WgmmaKernel& kernel : kWgmmaKernels) {
+      if (takes(kernel, problem, set->head_dim)) plan->attention = &kernel.attention;
     }
     return {};
   }
