@@ -26,7 +26,8 @@ struct Call {
   const Layout& layout;
   PForm form;
   bool amx = amx_usable();
-  PackHeadFn pack_head = cpu::pack_head();
+  PrepareHeadFn prepare_head = cpu::prepare_head();
+  PackTileFn pack_tile = cpu::pack_tile();
   PackQueriesFn pack_queries = cpu::pack_queries();
   LoadMaskFn load_mask = cpu::load_mask();
   StoreRowFn store_row = cpu::store_row();
@@ -126,6 +127,7 @@ void BlockTask::tile(int64_t index) const {
     if (!call.load_mask(p.mask, t.mask, mask_offset(0), first_key, layout.tile_n, block.bias)) return;
     mask_loaded = true;
   }
+  if (!layout.whole_heads) call.pack_tile(p, t, layout, batch, kv_head, head, index);
   for (int r = 0; r < rows; r += kRows) tile_rows(index, r, std::min(kRows, rows - r), mask_loaded);
 }
 
@@ -161,7 +163,7 @@ void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded)
     if (!any) return;
   }
 
-  const int64_t tile_key = index * layout.tile_stride;
+  const int64_t tile_key = layout.packed_start(index);
   const int64_t width = layout.padded_channels();
   const int padded_rows = static_cast<int>(round_up(count, 4));
   const int8_t* q_codes = block.q_codes + first * p.head_dim;
@@ -238,7 +240,7 @@ float element(const void* data, DataType dtype, int64_t index) {
 void BlockTask::mark_non_finite(int row, float* output, float* lse) const {
   bool row_is_nan = block.bad_row[row] != 0 && block.row_max[row] != -INFINITY;
   for (int64_t j = block.key_begin[row]; j < block.key_end[row] && !row_is_nan; ++j) {
-    const uint8_t bad = head.bad[j / layout.tile_n * layout.tile_stride + j % layout.tile_n];
+    const uint8_t bad = head.bad[layout.bad_index(j)];
     if (bad == 0) continue;
     if (p.mask.present) {
       alignas(kAlignment) float value[kChunk];
@@ -260,10 +262,13 @@ void BlockTask::mark_non_finite(int row, float* output, float* lse) const {
   *lse = kNaN;
 }
 
-void pack_head(Call& call, int64_t head) {
+void pack_head(Call& call, int64_t index) {
   const AttentionProblem& p = call.problem;
-  call.pack_head(p, call.tensors, call.layout, head / p.kv_num_heads, head % p.kv_num_heads,
-                 call.layout.head(call.tensors.workspace, head));
+  const int64_t batch = index / p.kv_num_heads, kv_head = index % p.kv_num_heads;
+  const PackedHead head = call.layout.head(call.tensors.workspace, index);
+  call.prepare_head(p, call.tensors, call.layout, batch, kv_head, head);
+  for (int64_t i = 0; call.layout.whole_heads && i < call.layout.num_tiles; ++i)
+    call.pack_tile(p, call.tensors, call.layout, batch, kv_head, head, i);
 }
 
 // Block `index` of a KV head, the last rows first: under a causal mask they are the longest.
@@ -359,8 +364,9 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
          << " tile_n=" << layout.tile_n << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
     log_line(line.str());
   }
-  // whole heads where they leave no worker idle for long
-  if (layout.num_kv_heads % layout.num_workers == 0 || layout.num_kv_heads >= 8 * layout.num_workers) {
+  // head by head where that leaves no worker idle for long, and where a head is packed by the block that uses it
+  if (!layout.whole_heads || layout.num_kv_heads % layout.num_workers == 0 ||
+      layout.num_kv_heads >= 8 * layout.num_workers) {
     run_workers(execution, layout.num_workers, head_worker, &call);
   } else {
     run_workers(execution, layout.num_workers, pack_worker, &call);

@@ -32,13 +32,14 @@ void inspect_queries(const AttentionProblem& p, const AttentionTensors& t, int64
 void inspect_codes(const AttentionProblem& p, const AttentionTensors& t, int64_t batch, int64_t kv_head,
                    const intfa_codes& codes) {
   choose_instruction_set();
-  const Layout layout(p, 1);
+  const Layout layout(p, 1, Layout::Heads::kWhole);
   const auto release = [](void* memory) { std::free(memory); };
   const std::unique_ptr<void, decltype(release)> workspace(
       std::aligned_alloc(kAlignment, round_up(layout.bytes(), kAlignment)), release);
   if (workspace == nullptr) throw std::bad_alloc();
   const PackedHead head = layout.head(workspace.get(), 0);
-  pack_head()(p, t, layout, batch, kv_head, head);
+  prepare_head()(p, t, layout, batch, kv_head, head);
+  for (int64_t i = 0; i < layout.num_tiles; ++i) pack_tile()(p, t, layout, batch, kv_head, head, i);
   inspect_queries(p, t, batch, kv_head, head, layout.block(workspace.get(), 0), codes);
 
   uint8_t order[kChunk / 4], place[kChunk / 4];

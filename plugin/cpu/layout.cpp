@@ -17,7 +17,7 @@ struct Carver {
 
 }  // namespace
 
-Layout::Layout(const AttentionProblem& p, int num_threads)
+Layout::Layout(const AttentionProblem& p, int num_threads, Heads heads)
     : half_pv(p.precision == Precision::kInt8QK), head_dim(p.head_dim) {
   tile_n = p.tile_n != 0 ? p.tile_n : kDefaultTileN;
   tile_stride = round_up(tile_n, kChunk);
@@ -27,6 +27,7 @@ Layout::Layout(const AttentionProblem& p, int num_threads)
   num_kv_heads = p.batch * p.kv_num_heads;
   const int64_t rows = p.num_heads / p.kv_num_heads * p.seqlen_q;
   blocks_per_head = (rows + kBlockRows - 1) / kBlockRows;
+  whole_heads = heads == Heads::kWhole || blocks_per_head > 1;
   const int64_t tasks = std::max(num_kv_heads * blocks_per_head, num_kv_heads);
   num_workers = static_cast<int>(std::clamp<int64_t>(num_threads, 1, std::max<int64_t>(tasks, 1)));
 
@@ -42,11 +43,13 @@ Layout::Layout(const AttentionProblem& p, int num_threads)
 
 template <typename Visit>
 void Layout::visit_head(PackedHead& head, Visit visit) const {
-  visit(head.k_codes, padded_keys * head_dim);
-  visit(head.v_codes, half_pv ? 0 : padded_keys * padded_channels());
-  visit(head.v_float, half_pv ? padded_keys * padded_channels() : 0);
-  visit(head.k_scale, padded_keys);
+  const int64_t packed_keys = whole_heads ? padded_keys : tile_stride;
+  visit(head.k_codes, packed_keys * head_dim);
+  visit(head.v_codes, half_pv ? 0 : packed_keys * padded_channels());
+  visit(head.v_float, half_pv ? packed_keys * padded_channels() : 0);
+  visit(head.k_scale, packed_keys);
   visit(head.v_scale, padded_channels());
+  visit(head.v_inverse, padded_channels());
   visit(head.k_mean, kMaxHeadDim);
   visit(head.bad, padded_keys);
   visit(head.any_bad, 1);

@@ -1,11 +1,13 @@
 // Where everything lies in the workspace, and the shapes of the packed buffers.
 //
-// Per KV head, written once (pack.cpp), read by every query block; a tile occupies tile_stride keys of each:
+// Per KV head, written by pack.cpp and read by every query block; a tile occupies tile_stride keys of each. Where there
+// is one block of queries (decoding) nothing would be read twice: the head then has room for one tile, which is packed
+// when its turn comes and never leaves the cache.
 //   k_codes u8  [num_tiles][tile_stride / 16][D/4][16 keys][4 channels]: code + 128, for instructions that take u8 x s8
 //   v_codes s8  [num_tiles][tile_stride / 64][channel_groups][16 quads][16 channels][4 keys]: the 16 quads of keys of
 //               each 64 stand in the order in which softmax.cpp leaves P's bytes
 //   v_float f32 [num_tiles][tile_stride][channel_groups * 16]: instead of v_codes for Precision::kInt8QK
-//   k_scale f32 [num_tiles][tile_stride]; v_scale f32 [channel_groups * 16]; k_mean f32 [256]
+//   k_scale f32 [num_tiles][tile_stride]; v_scale, v_inverse f32 [channel_groups * 16]; k_mean f32 [256]
 //   bad     u8  [num_tiles][tile_stride]: non-finite tokens, kBadK and kBadV
 // Per worker: the state of one query block (struct Block).
 #pragma once
@@ -41,7 +43,8 @@ struct PackedHead {
   float* v_float = nullptr;
   float* k_scale = nullptr;
   float* v_scale = nullptr;
-  float* k_mean = nullptr;  // zeros without smoothing
+  float* v_inverse = nullptr;  // what V's codes are made with; not set for static scales
+  float* k_mean = nullptr;     // zeros without smoothing
   uint8_t* bad = nullptr;
   int32_t* any_bad = nullptr;  // kBadK | kBadV
 };
@@ -66,14 +69,20 @@ struct Block {
 };
 
 struct Layout {
-  explicit Layout(const AttentionProblem& problem, int num_threads);
+  enum class Heads { kAsNeeded, kWhole };  // kWhole: all tiles of a head at once
+  Layout(const AttentionProblem& problem, int num_threads, Heads heads = Heads::kAsNeeded);
 
   int64_t tile_n, tile_stride, num_tiles, padded_keys, channel_groups, blocks_per_head;
+  bool whole_heads;
   int64_t num_kv_heads;  // B * Hkv
   int num_workers;
   size_t head_bytes = 0, block_bytes = 0;
 
   int64_t padded_channels() const { return channel_groups * kGroup; }
+  // Where a tile starts in the packed buffers of its head, in keys.
+  int64_t packed_start(int64_t tile) const { return whole_heads ? tile * tile_stride : 0; }
+  // Where key j stands in PackedHead::bad, which always has all keys.
+  int64_t bad_index(int64_t j) const { return j / tile_n * tile_stride + j % tile_n; }
   size_t bytes() const { return num_kv_heads * head_bytes + num_workers * block_bytes; }
   PackedHead head(void* workspace, int64_t index) const;
   Block block(void* workspace, int worker) const;

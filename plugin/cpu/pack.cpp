@@ -14,6 +14,7 @@
 // clang-format on
 #include "core/numerics.h"
 #include "cpu/softmax.h"
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
@@ -29,6 +30,15 @@ struct TokenRows {
     return j < seqlen_past ? past + j * channels : fresh + (j - seqlen_past) * token_stride;
   }
 };
+
+// Asks for the rows of `count` tokens from j on, of `valid` ones: a tile that is packed only when its turn comes lies
+// in pages of its own, to which the processor's prefetcher does not run ahead.
+template <typename T>
+HWY_INLINE void prefetch_rows(const TokenRows<T>& rows, int64_t j, int64_t count, int64_t valid) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t end = HWY_MIN(j + count, valid); j < end; ++j)
+    for (int64_t i = 0; i < rows.channels; i += kLine) hwy::Prefetch(rows(j) + i);
+}
 
 template <typename T>
 TokenRows<T> token_rows(const void* past, const void* fresh, const AttentionProblem& p, const TensorStrides& strides,
@@ -120,82 +130,101 @@ void mean_of_finite_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRI
   for (int64_t i = 0; i < k.channels; i += kLanes) store_means(sum + i, HWY_MAX(count, int64_t{1}), mean + i);
 }
 
-// 16 rows of codes, one per key -> [D/4][16 keys][4 channels], codes + 128; by blocks of 4 keys x 16 channels.
-HWY_INLINE void interleave_keys(const int8_t* HWY_RESTRICT rows, int64_t head_dim, uint8_t* HWY_RESTRICT out) {
+// 16 rows of codes, one per key -> [D/4][16 keys][4 channels], codes + 128; by blocks of 4 keys x 16 channels. A code
+// of -128 becomes -127.
+HWY_INLINE void interleave_keys(const int8_t* const* rows, int64_t head_dim, uint8_t* HWY_RESTRICT out) {
   const hn::FixedTag<uint32_t, 4> d;
   const hn::FixedTag<uint64_t, 2> d64;
-  const hn::FixedTag<uint8_t, 16> d8;
+  const hn::FixedTag<int8_t, 16> d8;
   const auto flip = hn::Set(d, 0x80808080u);
+  const auto lowest = hn::Set(d8, int8_t{-127});
   for (int key = 0; key < kGroup; key += 4)
     for (int64_t c = 0; c < head_dim; c += 16) {
+      const bool half = c + 8 == head_dim;  // a head size is a multiple of 8
       const auto row = [&](int i) HWY_ATTR {
-        const auto bytes = hn::Load(d8, reinterpret_cast<const uint8_t*>(rows) + (key + i) * kMaxHeadDim + c);
-        return hn::Xor(hn::BitCast(d, bytes), flip);
+        const int8_t* from = rows[key + i] + c;
+        const auto bytes = half ? hn::LoadN(d8, from, 8) : hn::LoadU(d8, from);
+        return hn::Xor(hn::BitCast(d, hn::Max(bytes, lowest)), flip);
       };
       const auto r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
-      const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, r0, r1));
-      const auto ce = hn::BitCast(d64, hn::InterleaveLower(d, r2, r3));
-      const auto AB = hn::BitCast(d64, hn::InterleaveUpper(d, r0, r1));
-      const auto CE = hn::BitCast(d64, hn::InterleaveUpper(d, r2, r3));
+      const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, r0, r1));
+      const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, r2, r3));
       uint8_t* to = out + c * kGroup + key * 4;
-      const auto store = [&](auto v, int quad)
-                             HWY_ATTR { hn::Store(hn::BitCast(d8, v), d8, to + quad * (4 * kGroup)); };
-      store(hn::InterleaveLower(d64, ab, ce), 0);
-      store(hn::InterleaveUpper(d64, ab, ce), 1);
-      if (c + 8 >= head_dim) continue;  // a head size is a multiple of 8
-      store(hn::InterleaveLower(d64, AB, CE), 2);
-      store(hn::InterleaveUpper(d64, AB, CE), 3);
+      const auto store = [&](auto v, int quad) HWY_ATTR {
+        hn::Store(hn::BitCast(d, v), d, reinterpret_cast<uint32_t*>(to + quad * (4 * kGroup)));
+      };
+      store(hn::InterleaveLower(d64, low01, low23), 0);
+      store(hn::InterleaveUpper(d64, low01, low23), 1);
+      if (half) continue;
+      const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, r0, r1));
+      const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, r2, r3));
+      store(hn::InterleaveLower(d64, high01, high23), 2);
+      store(hn::InterleaveUpper(d64, high01, high23), 3);
     }
 }
 
+bool smooths_keys(const AttentionProblem& p) {
+  return p.smooth_k && p.scheme == Scheme::kTile && p.k_scale == ScaleGranularity::kNone;
+}
+
 template <typename T>
-void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
-               int64_t kv_head, const PackedHead& head, int64_t valid) {
+void prepare_keys(const AttentionProblem& p, const AttentionTensors& t, int64_t batch, int64_t kv_head,
+                  const PackedHead& head, int64_t valid) {
   const TokenRows<T> k = token_rows<T>(t.past_key, t.k, p, p.k_strides, p.head_dim, batch, kv_head);
   copy_present(k, p, batch, kv_head, t.present_key);
   memset(head.k_mean, 0, kMaxHeadDim * sizeof(float));
+  if (smooths_keys(p) && valid > 0 && !mean_of_keys(k, valid, head.k_mean)) mean_of_finite_keys(k, valid, head.k_mean);
+}
+
+// Keys [first, first + keys) as tile `tile`.
+template <typename T>
+void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
+               int64_t kv_head, const PackedHead& head, int64_t first, int64_t keys, int64_t packed) {
+  const TokenRows<T> k = token_rows<T>(t.past_key, t.k, p, p.k_strides, p.head_dim, batch, kv_head);
   const bool is_static = p.k_scale != ScaleGranularity::kNone;
   const bool grouped = p.k_granularity == KGranularity::kGroup && !is_static;
-  const bool smooth = p.smooth_k && p.scheme == Scheme::kTile && !is_static;
-  if (smooth && valid > 0 && !mean_of_keys(k, valid, head.k_mean)) mean_of_finite_keys(k, valid, head.k_mean);
-
+  const bool smooth = smooths_keys(p);
   RowGroup rows;
-  // Keys [j, j + count) of a tile that starts at key `first`.
-  const auto load = [&](int64_t first, int64_t j, int64_t count) {
+  // Keys [j, j + count) of the tile.
+  const auto load = [&](int64_t j, int64_t count) {
     load_rows([&](int r) { return k(first + j + r); }, static_cast<int>(count), p.head_dim,
               smooth ? head.k_mean : nullptr, rows);
     clear_non_finite(p.head_dim, rows, [&](int r) {
-      head.bad[layout.tile_stride * (first / layout.tile_n) + j + r] |= kBadK;
+      head.bad[layout.bad_index(first + j + r)] |= kBadK;
       *head.any_bad |= kBadK;
     });
   };
+  uint32_t group_amax[4] = {};
+  for (int64_t j = 0; grouped && j < keys; j += kGroup) {
+    load(j, HWY_MIN(int64_t{kGroup}, keys - j));
+    for (int r = 0; r < kGroup; ++r) group_amax[r % 8 / 2] = HWY_MAX(group_amax[r % 8 / 2], rows.amax[r]);
+  }
   const float given = is_static ? t.k_scale[p.k_scale == ScaleGranularity::kPerTensor ? 0 : kv_head] : 0.f;
-  HWY_ALIGN int8_t codes[kGroup * kMaxHeadDim];
-  for (int64_t tile = 0; tile * layout.tile_n < valid; ++tile) {
-    const int64_t first = tile * layout.tile_n;
-    const int64_t keys = HWY_MIN(layout.tile_n, valid - first);
-    uint32_t group_amax[4] = {};
-    for (int64_t j = 0; grouped && j < keys; j += kGroup) {
-      load(first, j, HWY_MIN(int64_t{kGroup}, keys - j));
-      for (int r = 0; r < kGroup; ++r) group_amax[r % 8 / 2] = HWY_MAX(group_amax[r % 8 / 2], rows.amax[r]);
-    }
-    for (int64_t j = 0; j < round_up(keys, kChunk); j += kGroup) {
-      const int64_t packed = tile * layout.tile_stride + j;
-      const int64_t count = HWY_MAX(HWY_MIN(int64_t{kGroup}, keys - j), int64_t{0});
-      load(first, j, count);
+  HWY_ALIGN int8_t codes[kGroup * kMaxHeadDim] = {};
+  const int8_t* code_rows[kGroup];
+  for (int r = 0; r < kGroup; ++r) code_rows[r] = codes + r * kMaxHeadDim;
+  for (int64_t j = 0; j < round_up(keys, kChunk); j += kGroup) {
+    const int64_t count = HWY_MAX(HWY_MIN(int64_t{kGroup}, keys - j), int64_t{0});
+    if (!layout.whole_heads) prefetch_rows(k, first + j + layout.tile_n, kGroup, p.seqlen_kv());
+    if constexpr (std::is_same_v<T, int8_t>) {  // codes already
+      for (int r = 0; r < kGroup; ++r) code_rows[r] = r < count ? k(first + j + r) : codes;
+    } else {
+      load(j, count);
       for (int r = 0; grouped && r < kGroup; ++r) rows.amax[r] = group_amax[r % 8 / 2];
       if (is_static) {
-        for (float& scale : rows.scale) scale = std::is_same_v<T, int8_t> ? 1.f : given;
-        encode_rows<true>(rows, p.head_dim, codes, kMaxHeadDim, nullptr);
-        for (float& scale : rows.scale) scale = round_up_22_bits(given);
+        for (float& scale : rows.scale) scale = given;
       } else {
         find_scales<true>(rows);
-        encode_rows<false>(rows, p.head_dim, codes, kMaxHeadDim, nullptr);
       }
-      memcpy(head.k_scale + packed, rows.scale, count * sizeof(float));
-      memset(head.k_scale + packed + count, 0, (kGroup - count) * sizeof(float));  // makes the scores zeros
-      interleave_keys(codes, p.head_dim, head.k_codes + packed * p.head_dim);
+      const auto encode = is_static ? encode_rows<true> : encode_rows<false>;
+      encode(rows, p.head_dim, codes, kMaxHeadDim, nullptr);
     }
+    if (is_static)
+      for (float& scale : rows.scale) scale = round_up_22_bits(given);
+    float* k_scale = head.k_scale + packed + j;
+    memcpy(k_scale, rows.scale, count * sizeof(float));
+    memset(k_scale + count, 0, (kGroup - count) * sizeof(float));  // makes the scores zeros
+    interleave_keys(code_rows, p.head_dim, head.k_codes + (packed + j) * p.head_dim);
   }
 }
 
@@ -257,14 +286,21 @@ void scales_of_values(const AttentionProblem& p, const AttentionTensors& t, int6
   }
 }
 
+// Where the values of V stop to be usable.
+float value_limit(const AttentionProblem& p) { return p.precision == Precision::kInt8QK ? kHalfOverflow : INFINITY; }
+
 // The rows of V of one tile; with kClear only zeros are left of what is not below `limit`.
 template <bool kClear, typename T>
 struct ValueRows {
   const TokenRows<T>& v;
   int64_t first, keys;
+  int64_t ahead, valid;  // how far ahead to prefetch, 0: not
   float limit;
 
-  const T* row(int64_t j) const { return j < keys ? v(first + j) : nullptr; }
+  const T* row(int64_t j) const {
+    if (ahead != 0) prefetch_rows(v, first + j + ahead, 1, valid);
+    return j < keys ? v(first + j) : nullptr;
+  }
   VF load(const T* row, int64_t i) const {
     const DF d;
     if (row == nullptr) return hn::Zero(d);
@@ -308,30 +344,49 @@ HWY_INLINE void pack_value_halves(const Rows& rows, int64_t width, bool is_code,
   }
 }
 
+// The same from codes: whole bytes change places.
+HWY_INLINE void pack_given_codes(const ValueRows<false, int8_t>& rows, int64_t width, const uint8_t* place,
+                                 int8_t* HWY_RESTRICT out) {
+  const hn::FixedTag<int8_t, kGroup> d;
+  const auto lowest = hn::Set(d, int8_t{-127});
+  for (int64_t j = 0; j < round_up(rows.keys, kChunk); j += 4) {
+    int8_t* chunk = out + j / kChunk * (kChunk * width) + place[j % kChunk / 4] * (4 * kGroup);
+    const int8_t* row[4] = {rows.row(j), rows.row(j + 1), rows.row(j + 2), rows.row(j + 3)};
+    for (int64_t i = 0; i < width; i += kGroup) {
+      const auto load = [&](int key) HWY_ATTR {
+        if (row[key] == nullptr) return hn::Zero(d);
+        const bool half = i + kGroup > rows.v.channels;  // a head size is a multiple of 8
+        return hn::Max(half ? hn::LoadN(d, row[key] + i, 8) : hn::LoadU(d, row[key] + i), lowest);
+      };
+      hn::StoreInterleaved4(load(0), load(1), load(2), load(3), d, chunk + i * kChunk);
+    }
+  }
+}
+
+// Values [first, first + keys) as a tile.
 template <bool kClear, typename T>
-void pack_value_tiles(const AttentionProblem& p, const Layout& layout, const TokenRows<T>& v, int64_t valid,
-                      float limit, const float* scale, const float* inverse, const PackedHead& head) {
+void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
+                 int64_t kv_head, const PackedHead& head, int64_t first, int64_t keys, int64_t packed) {
   const DF d;
   constexpr bool kIsCode = std::is_same_v<T, int8_t>;
+  const TokenRows<T> v = token_rows<T>(t.past_value, t.v, p, p.v_strides, p.head_dim_v, batch, kv_head);
   const int64_t n = layout.padded_channels();
+  const bool half = p.precision == Precision::kInt8QK;
+  const ValueRows<kClear, T> rows{
+      v, first, keys, layout.whole_heads ? 0 : layout.tile_n, p.seqlen_kv(), value_limit(p)};
+  if (half) return pack_value_halves(rows, n, kIsCode, head.v_float + packed * n);
   uint8_t order[kChunk / 4], place[kChunk / 4];
   quad_order(order);
   for (int w = 0; w < kChunk / 4; ++w) place[order[w]] = w;
-  for (int64_t tile = 0; tile * layout.tile_n < valid; ++tile) {
-    const int64_t first = tile * layout.tile_n, packed = tile * layout.tile_stride;
-    const ValueRows<kClear, T> rows{v, first, HWY_MIN(layout.tile_n, valid - first), limit};
-    int8_t* codes = head.v_codes + packed * n;
-    if (p.precision == Precision::kInt8QK) {
-      pack_value_halves(rows, n, kIsCode, head.v_float + packed * n);
-    } else if (kIsCode) {
-      pack_value_codes(rows, n, place, codes, [&](VF x, int64_t) HWY_ATTR { return clamp_code(x); });
-    } else if (p.v_scale != ScaleGranularity::kNone) {
-      pack_value_codes(rows, n, place, codes,
-                       [&](VF x, int64_t i) HWY_ATTR { return clamp_code(hn::Div(x, hn::Load(d, scale + i))); });
-    } else {
-      pack_value_codes(rows, n, place, codes,
-                       [&](VF x, int64_t i) HWY_ATTR { return hn::Mul(x, hn::Load(d, inverse + i)); });
-    }
+  int8_t* codes = head.v_codes + packed * n;
+  if constexpr (kIsCode) {
+    pack_given_codes(rows, n, place, codes);
+  } else if (p.v_scale != ScaleGranularity::kNone) {
+    pack_value_codes(rows, n, place, codes,
+                     [&](VF x, int64_t i) HWY_ATTR { return clamp_code(hn::Div(x, hn::Load(d, head.v_scale + i))); });
+  } else {
+    pack_value_codes(rows, n, place, codes,
+                     [&](VF x, int64_t i) HWY_ATTR { return hn::Mul(x, hn::Load(d, head.v_inverse + i)); });
   }
 }
 
@@ -344,52 +399,70 @@ void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t valid,
     auto ok = hn::FirstN(d, kLanes);
     for (int64_t i = 0; i < v.channels; i += kLanes)
       ok = hn::And(ok, hn::Lt(hn::Abs(load_at(v(j), i, v.channels)), hn::Set(d, limit)));
-    if (!hn::AllTrue(d, ok)) head.bad[j / layout.tile_n * layout.tile_stride + j % layout.tile_n] |= kBadV;
+    if (!hn::AllTrue(d, ok)) head.bad[layout.bad_index(j)] |= kBadV;
   }
 }
 
 template <typename T>
-void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
-                 int64_t kv_head, const PackedHead& head, int64_t valid) {
+void prepare_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
+                    int64_t kv_head, const PackedHead& head, int64_t valid) {
   constexpr bool kIsCode = std::is_same_v<T, int8_t>;
   const TokenRows<T> v = token_rows<T>(t.past_value, t.v, p, p.v_strides, p.head_dim_v, batch, kv_head);
   copy_present(v, p, batch, kv_head, t.present_value);
-  const bool half = p.precision == Precision::kInt8QK;
-  const float limit = half ? kHalfOverflow : INFINITY;
-  HWY_ALIGN float amax[kMaxHeadDim], scale[kMaxHeadDim], inverse[kMaxHeadDim];
-  const bool clear = !kIsCode && !(amax_of_values<false>(v, valid, limit, amax) < limit);
-  if (clear) {
-    amax_of_values<true>(v, valid, limit, amax);
-    mark_bad_values(layout, v, valid, limit, head);
+  HWY_ALIGN float amax[kMaxHeadDim];
+  if constexpr (!kIsCode) {
+    const float limit = value_limit(p);
+    if (!(amax_of_values<false>(v, valid, limit, amax) < limit)) {
+      amax_of_values<true>(v, valid, limit, amax);
+      mark_bad_values(layout, v, valid, limit, head);
+    }
   }
-  if (!half || kIsCode) scales_of_values(p, t, kv_head, amax, scale, inverse);
-  for (int64_t c = 0; c < layout.padded_channels(); ++c) head.v_scale[c] = half && !kIsCode ? 1.f : scale[c];
-  const auto pack_tiles = clear ? pack_value_tiles<true, T> : pack_value_tiles<false, T>;
-  pack_tiles(p, layout, v, valid, limit, scale, inverse, head);
+  if (p.precision == Precision::kInt8QK && !kIsCode) {
+    for (int64_t c = 0; c < layout.padded_channels(); ++c) head.v_scale[c] = 1.f;
+  } else {
+    scales_of_values(p, t, kv_head, amax, head.v_scale, head.v_inverse);
+  }
 }
 
-template <typename T>
-void pack_head_of(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
-                  int64_t kv_head, const PackedHead& head) {
+// Calls function(a null pointer to the element type of Q, K and V).
+template <typename Function>
+HWY_INLINE void with_type(DataType dtype, Function function) {
+  switch (dtype) {
+    case DataType::kFloat16:
+      return function(static_cast<hwy::float16_t*>(nullptr));
+    case DataType::kBFloat16:
+      return function(static_cast<hwy::bfloat16_t*>(nullptr));
+    case DataType::kInt8:
+      return function(static_cast<int8_t*>(nullptr));
+    default:
+      return function(static_cast<float*>(nullptr));
+  }
+}
+
+void prepare_one_head(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
+                      int64_t kv_head, const PackedHead& head) {
   const int64_t valid = valid_keys(p, t.nonpad_kv_seqlen, batch);
   memset(head.bad, 0, layout.padded_keys);
   *head.any_bad = 0;
-  pack_keys<T>(p, t, layout, batch, kv_head, head, valid);
-  pack_values<T>(p, t, layout, batch, kv_head, head, valid);
+  with_type(p.dtype, [&]<typename T>(T*) {
+    prepare_keys<T>(p, t, batch, kv_head, head, valid);
+    prepare_values<T>(p, t, layout, batch, kv_head, head, valid);
+  });
 }
 
-void pack_one_head(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
-                   int64_t kv_head, const PackedHead& head) {
-  switch (p.dtype) {
-    case DataType::kFloat16:
-      return pack_head_of<hwy::float16_t>(p, t, layout, batch, kv_head, head);
-    case DataType::kBFloat16:
-      return pack_head_of<hwy::bfloat16_t>(p, t, layout, batch, kv_head, head);
-    case DataType::kInt8:
-      return pack_head_of<int8_t>(p, t, layout, batch, kv_head, head);
-    default:
-      return pack_head_of<float>(p, t, layout, batch, kv_head, head);
-  }
+void pack_one_tile(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
+                   int64_t kv_head, const PackedHead& head, int64_t tile) {
+  const int64_t first = tile * layout.tile_n, packed = layout.packed_start(tile);
+  const int64_t keys = HWY_MIN(layout.tile_n, valid_keys(p, t.nonpad_kv_seqlen, batch) - first);
+  if (keys <= 0) return;
+  with_type(p.dtype, [&]<typename T>(T*) {
+    pack_keys<T>(p, t, layout, batch, kv_head, head, first, keys, packed);
+    if constexpr (!std::is_same_v<T, int8_t>) {
+      if ((*head.any_bad & kBadV) != 0)
+        return pack_values<true, T>(p, t, layout, batch, kv_head, head, first, keys, packed);
+    }
+    pack_values<false, T>(p, t, layout, batch, kv_head, head, first, keys, packed);
+  });
 }
 
 }  // namespace intfa::cpu::HWY_NAMESPACE
@@ -398,9 +471,11 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace intfa::cpu {
 
-HWY_EXPORT(pack_one_head);
+HWY_EXPORT(prepare_one_head);
+HWY_EXPORT(pack_one_tile);
 
-PackHeadFn pack_head() { return HWY_DYNAMIC_POINTER(pack_one_head); }
+PrepareHeadFn prepare_head() { return HWY_DYNAMIC_POINTER(prepare_one_head); }
+PackTileFn pack_tile() { return HWY_DYNAMIC_POINTER(pack_one_tile); }
 
 }  // namespace intfa::cpu
 #endif

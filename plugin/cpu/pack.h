@@ -5,10 +5,16 @@
 
 namespace intfa::cpu {
 
-// Fills the packed form of KV head `kv_head` of batch entry `batch`, and its part of the present caches.
-using PackHeadFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const Layout& layout,
-                            int64_t batch, int64_t kv_head, const PackedHead& head);
-PackHeadFn pack_head();
+// Takes the statistics of KV head `kv_head` of batch entry `batch`: k_mean, v_scale, v_inverse, and which values of V
+// are not finite. Also writes its part of the present caches.
+using PrepareHeadFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const Layout& layout,
+                               int64_t batch, int64_t kv_head, const PackedHead& head);
+PrepareHeadFn prepare_head();
+
+// Packs tile `tile` of a prepared head, and notes which of its keys are not finite. A tile of padding is left alone.
+using PackTileFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const Layout& layout,
+                            int64_t batch, int64_t kv_head, const PackedHead& head, int64_t tile);
+PackTileFn pack_tile();
 
 // Which query of which head a row of a block is.
 struct RowPosition {
