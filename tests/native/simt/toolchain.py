@@ -154,11 +154,11 @@ def host_library(
 
 def nvcc() -> str | None:
     """Path of nvcc, or None."""
-    return _tool("nvcc", ["/usr/local/cuda/bin/nvcc"])
+    return cuda_tool("nvcc")
 
 
 def cuda_tool(name: str) -> str | None:
-    """Path of ``cuobjdump`` or ``nvdisasm``: on PATH, in the CUDA toolkit, or from Python packages nvidia-cuda-*."""
+    """Path of ``nvcc``, ``cuobjdump`` or ``nvdisasm``: on PATH, in the CUDA toolkit, or from packages nvidia-cuda-*."""
     site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     return _tool(name, [f"/usr/local/cuda/bin/{name}", *map(str, site.glob(f"*/bin/{name}"))])
 
