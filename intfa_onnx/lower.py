@@ -30,9 +30,9 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
     graph.insert_before(match.place, [*emitter.nodes, node])
     for old, operand in match.outputs.items():
         _replace(view, old, operand, node.outputs[0], Emitter(opset, names, anchor_name, node.outputs[0]), names)
-    for old_state, new_state in zip(match.states, node.outputs[1:], strict=False):
-        if old_state is not None:
-            _take_over(view, old_state, new_state, names)
+    for state, operand, new in zip(match.states, match.presents, node.outputs[1:], strict=False):
+        if state is not None:
+            _replace(view, state, operand, new, Emitter(opset, names, anchor_name, new), names)
     for unused in (*(old.producer() for old in match.outputs), match.place, match.anchor):
         _remove_unused(unused)
     # The anchor is gone: the attention keeps the name that reports and globs use.
@@ -41,8 +41,8 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
 
 
 def domain_of(target: str) -> str:
-    """Return the domain of the fused nodes: ONNX Runtime's TensorRT provider knows plugins in its own one only."""
-    return "trt.plugins" if target == "ort-trt-ep" else op_schema.DOMAIN
+    """Return the domain of the fused nodes."""
+    return op_schema.TRT_EP_DOMAIN if target == "ort-trt-ep" else op_schema.DOMAIN
 
 
 def _is_bool(view: View, mask: Operand | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DOMAIN = "intfa"
+TRT_EP_DOMAIN = "trt.plugins"  # where ONNX Runtime's TensorRT provider looks for plugins, and nowhere else
 OP_TYPE = "IntFlashAttention"
 OPSET_VERSION = 1
 

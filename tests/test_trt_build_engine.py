@@ -165,6 +165,13 @@ def test_bad_shapes(arguments: list[str], message: str, model: Path, capsys: Any
     assert message in err
 
 
+def test_help_has_examples(capsys: Any) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "Examples" in out
+    assert out.count("intfa-onnx build-engine") >= 3
+
+
 def test_does_not_overwrite(model: Path, tensorrt: Any, capsys: Any) -> None:
     Path("model.plan").write_text("mine")
     code, _, err = run(capsys, model, "-o", "model.plan", *SHAPES)

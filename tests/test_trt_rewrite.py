@@ -117,6 +117,13 @@ def test_domain_of_the_provider_is_declared() -> None:
 
 
 @pytest.mark.parametrize("target", ["trt", "ort-trt-ep"])
+def test_a_second_rewrite_finds_it_done(target: str) -> None:
+    (attention,) = intfa_onnx.rewrite(rewritten(attention_model(), target), target=target).attentions
+    assert attention.decision == "kept"
+    assert "already IntFlashAttention" in attention.reason
+
+
+@pytest.mark.parametrize("target", ["trt", "ort-trt-ep"])
 def test_not_portable(target: str) -> None:
     with pytest.raises(UnsupportedError, match=f"portable does not go with the target {target}"):
         intfa_onnx.rewrite(attention_model(), target=target, portable=True)

@@ -15,7 +15,8 @@ NAME = "fused"
 
 def anchors(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
     """Yield every IntFlashAttention of the graph itself, bodies not included."""
-    yield from (n for n in graph if n.op_type == op_schema.OP_TYPE and n.domain == op_schema.DOMAIN)
+    domains = (op_schema.DOMAIN, op_schema.TRT_EP_DOMAIN)
+    yield from (n for n in graph if n.op_type == op_schema.OP_TYPE and n.domain in domains)
 
 
 def match(view: View, anchor: ir.Node) -> AttentionMatch:
