@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import subprocess
@@ -317,18 +318,21 @@ def old_python(request: pytest.FixtureRequest) -> str:
     """Python of a virtual environment with an old ONNX Runtime, kept in the cache folder between runs."""
     cache = Path(os.environ.get("INTFA_CACHE_DIR", Path.home() / ".cache/intfa"))
     folder = cache / f"venv-ort-{request.param}-py{sys.version_info.major}.{sys.version_info.minor}"
-    python = folder / "bin/python"
-    done = folder / "complete"
-    if not done.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        answer = subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", f"onnxruntime=={request.param}", "numpy<2"],
-            capture_output=True,
-            text=True,
-        )
-        if answer.returncode != 0:
-            pytest.skip(f"onnxruntime {request.param} cannot be installed: {answer.stderr.strip().splitlines()[-1]}")
-        done.touch()
+    python, done = folder / "bin/python", folder / "complete"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two files of tests use it, and may run side by side
+        if not done.exists():
+            venv.create(folder, with_pip=True, clear=True)
+            answer = subprocess.run(
+                [str(python), "-m", "pip", "install", "-q", f"onnxruntime=={request.param}", "numpy<2"],
+                capture_output=True,
+                text=True,
+            )
+            if answer.returncode != 0:
+                reason = answer.stderr.strip().splitlines()[-1]
+                pytest.skip(f"onnxruntime {request.param} cannot be installed: {reason}")
+            done.touch()
     return str(python)
 
 
