@@ -9,6 +9,7 @@ create. After each it prints a line of JSON.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib
 import json
 import os
@@ -29,13 +30,16 @@ def environment(requirement: str) -> Path:
     tag = requirement.replace("==", "-").replace(".*", "")
     folder = cache / f"venv-{tag}-py{sys.version_info.major}.{sys.version_info.minor}"
     python, done = folder / "bin/python", folder / "complete"
-    if not done.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "-q", "--no-cache-dir", requirement, "numpy"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode != 0:
-            pytest.skip(f"{requirement} cannot be installed: {answer.stderr.strip().splitlines()[-1]}")
-        done.touch()
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may want it at the same time
+        if not done.exists():
+            venv.create(folder, with_pip=True, clear=True)
+            command = [str(python), "-m", "pip", "install", "-q", "--no-cache-dir", requirement, "numpy"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            if answer.returncode != 0:
+                pytest.skip(f"{requirement} cannot be installed: {answer.stderr.strip().splitlines()[-1]}")
+            done.touch()
     return python
 
 
