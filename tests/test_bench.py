@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 
-from intfa_onnx.bench import report
-from intfa_onnx.bench.candidate import Candidate
-from intfa_onnx.bench.limits import bounds, find_device, percent_of_limit
-from intfa_onnx.bench.op import OURS, bench_problem
+from intfa_onnx import cli
+from intfa_onnx.bench.candidate import Candidate, Peer
+from intfa_onnx.bench.op import OURS, bench_problem, bench_problems
 from intfa_onnx.bench.peers_cpu import CPU_PEERS
 from intfa_onnx.bench.problem import DATA_KINDS, Problem
 from intfa_onnx.bench.timing import Timing, measure, ratio
-from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
+from intfa_onnx.errors import UnsupportedError
 
 SMALL = Problem(1, 2, 2, 40, 16, causal=True)
 
@@ -67,7 +67,8 @@ def test_a_wrong_candidate_gets_no_time() -> None:
     def absent(problem: Problem, inputs: object, threads: int) -> Candidate:
         raise UnsupportedError("not installed")
 
-    result = bench_problem(SMALL, {"zeros": zeros, "nan": nan, "absent": absent}, rounds=3, round_seconds=0)
+    peers = {"zeros": Peer(zeros), "nan": Peer(nan), "absent": Peer(absent)}
+    result = bench_problem(SMALL, peers, rounds=3, round_seconds=0)
     assert [r.timing for r in result.rows] == [None] * 3
     assert "wrong result" in result.rows[0].skipped
     assert "wrong result" in result.rows[1].skipped
@@ -84,49 +85,33 @@ def test_every_cpu_peer_computes_attention() -> None:
     assert 1e-4 < errors[OURS] < 0.06  # quantized, so not exact
 
 
-def test_limits() -> None:
-    assert find_device("NVIDIA H200").name == "H200"
-    assert find_device("NVIDIA A100-SXM4-80GB").name == "A100"
-    assert find_device("NVIDIA L40S") is None
-    problem = Problem(1, 16, 16, 8192, 128, causal=False)
-    device = find_device("NVIDIA H200")
-    least = bounds(problem, device, 2)
-    assert least["int8"] == pytest.approx(4 * 16 * 8192**2 * 128 / 1979e12)
-    resource, percent = percent_of_limit(problem, device, 2 * max(least.values()))
-    assert percent == pytest.approx(50)
-    assert least[resource] == max(least.values())
+def test_a_peer_that_does_not_fit_is_skipped() -> None:
+    """By memory before it is made, by time from the rate at the problem before."""
+
+    def slow(problem: Problem, inputs: object, threads: int) -> Candidate:
+        _, truth = problem.sampled_truth(*inputs, rows=problem.seqlen)
+        return Candidate(lambda: time.sleep(1e-8 * problem.operations), lambda: truth.astype(np.float32))
+
+    def greedy(problem: Problem, inputs: object, threads: int) -> Candidate:
+        raise AssertionError("must not be made")
+
+    sizes = [Problem(1, 2, 2, seqlen, 16, causal=False) for seqlen in (32, 64)]  # 1.3 and 5.2 ms
+    peers = {"slow": Peer(slow), "greedy": Peer(greedy, scores=10**9)}
+    first, second = bench_problems(sizes, peers, max_seconds=3e-3, rounds=3, round_seconds=0)
+    assert first.rows[0].timing
+    assert "limit 0.003 s" in second.rows[0].skipped
+    assert all("GiB of scores at once" in result.rows[1].skipped for result in (first, second))
 
 
-def test_page_holds_recorded_figures_only(tmp_path) -> None:
-    results = tmp_path / "results"
-    results.mkdir()
-    header = {"date": "2026-01-01", "device": "cpu", "threads": 1, "data": "normal", "gpu": None}
-    header |= {"cpu": {"model": "a processor"}, "versions": {"numpy": "2.0"}}
-    row = {"candidate": OURS, "error": 0.0123, "seconds": 0.004567, "spread": 0.02, "tops": 0.5}
-    problem = {"head_dim": 64, "causal": False, "seqlen": 128}
-    entry = {"problem": problem, "label": "B1 H8 S128 D64", "rows": [row, {"candidate": "other", "skipped": "absent"}]}
-    (results / "a_cpu.json").write_text(json.dumps({"kind": "op", "header": header, "results": [entry]}))
-    (results / "accuracy.json").write_text("{}")
-    page = tmp_path / "docs" / "performance.md"
-    page.parent.mkdir()
-    report.write(results, page)
-    text = page.read_text()
-    assert "| B1 H8 S128 D64 | intfa int8 | 4.567 | 2 % | 0.500 | - | 1.23 |  |" in text
-    assert "absent" in text
-    assert (page.parent / "performance_a_cpu.png").stat().st_size > 1000
-
-
-def test_page_refuses_what_is_not_a_result(tmp_path) -> None:
-    (tmp_path / "broken.json").write_text('{"kind": "op", "header": {}}')
-    with pytest.raises(ModelError, match=r"broken\.json"):
-        report.write(tmp_path, tmp_path / "page.md")
-
-
-def test_a_model_that_does_not_run_is_an_error(tmp_path) -> None:
+def test_table_mode_prints_header_and_share_of_the_limit(capsys) -> None:
     pytest.importorskip("onnxruntime")
-    from intfa_onnx.bench.model import bench_models
-
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"not a model")
-    with pytest.raises(IntfaError, match=r"broken\.onnx"):
-        bench_models(broken, broken, {}, rounds=3, runs=1)
+    arguments = ["--seqlen", "32", "--head-dim", "16", "--heads", "2", "--rounds", "3", "--no-causal", "--only", OURS]
+    assert cli.main(["bench", "op", *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["header"]["limits"]["int8_ops"] > 1e9
+    (row,) = document["results"][0]["rows"]
+    assert 0 < row["percent_of_limit"] < 120  # a measured limit may be off by the noise of its measurement
+    assert row["limit"] in ("int8", "memory")
+    for text in ("Data: normal", "CPU:", "Versions: intfa-onnx", "numpy"):
+        assert text in captured.err

@@ -1,23 +1,24 @@
-"""``intfa-onnx bench``: op, model, report."""
+"""``intfa-onnx bench``: op, model, scale, plot, report."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from intfa_onnx.bench import environment, report
-from intfa_onnx.bench.limits import find_device
-from intfa_onnx.bench.op import Maker, ProblemResult, bench_problem, problems
+from intfa_onnx import model_io
+from intfa_onnx.bench import environment, plot, report
+from intfa_onnx.bench.candidate import Peer
+from intfa_onnx.bench.op import Machine, bench_problems, problems
 from intfa_onnx.bench.problem import DATA_KINDS
-from intfa_onnx.errors import UnsupportedError
+from intfa_onnx.errors import ModelError, UnsupportedError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure speed beside the peers.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, the table on stderr.")]
@@ -29,18 +30,20 @@ def bench_op(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seqlen: Annotated[list[int] | None, typer.Option(min=1, help="Sequence length; repeat for several.")] = None,
     head_dim: Annotated[list[int] | None, typer.Option(min=8, max=256, help="Head size; repeat for several.")] = None,
-    heads: Annotated[int, typer.Option(min=1)] = 8,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    heads: Annotated[list[int] | None, typer.Option(min=1, help="Heads; repeat for several. Default 8.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch; repeat for several. Default 1.")] = None,
     causal: Annotated[bool | None, typer.Option(help="Only causal, or only not; default both.")] = None,
     data: Annotated[str, typer.Option(help=" or ".join(DATA_KINDS))] = "normal",
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=3)] = 15,
+    max_seconds: Annotated[float, typer.Option(help="Skip a candidate that would take longer per call.")] = 60.0,
+    only: Annotated[list[str] | None, typer.Option(help="Candidate to measure; repeat for several.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time the operator beside its peers on this machine.
 
     Every candidate is verified against float64 first. Times are medians over interleaved rounds; a ratio that the noise
-    exceeds is printed as noise.
+    exceeds is printed as noise. A peer that is absent, or does not fit in time or memory, is skipped with the reason.
 
     [bold]Examples[/bold]
 
@@ -50,66 +53,130 @@ def bench_op(
     """
     if data not in DATA_KINDS:
         raise UnsupportedError(f"--data {data!r} is unknown (supported: {', '.join(DATA_KINDS)})")
-    options: dict[str, Any] = {"threads": threads, "rounds": rounds}
-    peers, timer = _peers(device)
-    if timer:
-        options["timer"] = timer
     header = environment.describe() | {"device": device, "threads": threads, "data": data}
-    if header["gpu"] and device == "cuda":
-        options["device"] = find_device(header["gpu"]["name"])
+    peers, machine = _peers(device, threads, header["gpu"])
+    if unknown := sorted(set(only or []) - set(peers)):
+        raise UnsupportedError(f"--only {unknown[0]!r} is unknown (supported: {', '.join(peers)})")
+    peers = {name: peer for name, peer in peers.items() if not only or name in only}
+    if machine.limits:
+        header["limits"] = asdict(machine.limits)
     sizes = problems(
         seqlen or [128, 512, 1024, 4096],
         head_dim or [64, 128],
-        heads,
-        batch,
+        heads or [8],
+        batch or [1],
         (False, True) if causal is None else (causal,),
         data,
     )
     console, results = Console(stderr=as_json), []
+    console.print("\n".join(environment.sentences(header)), highlight=False)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=len(sizes))
-        for problem in sizes:
-            progress.update(task, description=problem.label())
-            result = bench_problem(problem, peers, **options)
-            console.print(_table(result))
-            results.append(result.as_dict())
+        for result in bench_problems(
+            sizes, peers, threads=threads, rounds=rounds, machine=machine, max_seconds=max_seconds
+        ):
+            document = result.as_dict()
+            console.print(_op_table(document))
+            results.append(document)
             progress.advance(task)
+    if header["gpu"]:
+        header["gpu"] = environment.gpu()  # the clocks under load, not those before it
     if as_json:
         print(json.dumps({"kind": "op", "header": header, "results": results}, indent=1))
 
 
 @app.command("model")
 def bench_model(
-    model_a: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    model_b: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    shapes: Annotated[list[str] | None, typer.Option(help="Input shape, e.g. input_ids:8,128; repeat.")] = None,
+    model_a: Annotated[Path, typer.Argument(metavar="A", help="The baseline.")],
+    model_b: Annotated[Path, typer.Argument(metavar="B", help="The candidate.")],
+    runtime: Annotated[str, typer.Option(help="cpu or cuda (ONNX Runtime), or tensorrt.")] = "cpu",
+    inputs: Annotated[Path | None, typer.Option(help=".npz archive with one array per input.")] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:DIMS", help="Size of a dynamic input, e.g. input_ids:8x128.")
+    ] = None,
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=3)] = 7,
+    max_error: Annotated[float, typer.Option(help="Relative L2 error above which B is wrong and gets no time.")] = 0.2,
     as_json: Json = False,
 ) -> None:
-    """Time two models end to end in ONNX Runtime, in alternating rounds, each in a process of its own.
+    """Time two models end to end in alternating rounds, each in a process of its own, after comparing their outputs.
 
     [bold]Example[/bold]
 
-      intfa-onnx bench model model.onnx model.int8.onnx --shapes input_ids:8,256 --shapes attention_mask:8,256
+      intfa-onnx bench model model.onnx model.int8.onnx --shapes input_ids:8x256 --shapes attention_mask:8x256
     """
-    from intfa_onnx.bench.model import as_dict, bench_models
-    from intfa_onnx.inputs import random_inputs
+    from intfa_onnx.bench.model import bench_models
+    from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
-    sizes = {name: [int(d) for d in dims.split(",")] for name, _, dims in (s.rpartition(":") for s in shapes or [])}
-    feed = random_inputs(onnx.load(model_a, load_external_data=False), sizes)
-    first, second, faster = bench_models(model_a, model_b, feed, threads=threads, rounds=rounds)
-    table = Table("model", "p50 ms", "p95 ms", "p99 ms", "runs/s", "peak MB", "session s")
-    for t in (first, second):
-        cells = (1e3 * t.p50, 1e3 * t.p95, 1e3 * t.p99, t.per_second, t.peak_memory / 2**20, t.session_start)
-        table.add_row(Path(t.model).name, *(f"{x:.2f}" for x in cells))
-    Console(stderr=as_json).print(table, f"{model_b.name} is faster by {faster}")
+    feed = load_inputs(inputs) if inputs else random_inputs(model_io.load(model_a), parse_shapes(shapes or []))
+    result = bench_models(model_a, model_b, feed, runtime=runtime, threads=threads, rounds=rounds, max_error=max_error)
+    header = environment.describe() | {"device": runtime, "threads": threads}
+    header["data"] = f"inputs of {inputs.name}" if inputs else "random inputs"
+    sizes = {name: list(np.shape(x)) for name, x in feed.items()}
+    document: dict[str, Any] = {
+        "kind": "model",
+        "header": header,
+        "inputs": sizes,
+        "rows": [asdict(result.first), asdict(result.second)],
+    }
+    document |= {"error": result.error, "faster_by": str(result.faster)}
+    console = Console(stderr=as_json)
+    console.print("\n".join(environment.sentences(header)), highlight=False)
+    table = Table(*report.MODEL_COLUMNS)
+    for row in document["rows"]:
+        table.add_row(*report.model_cells(row))
+    verdict = f"{model_b.name} is faster by {result.faster}; its outputs are off by {100 * result.error:.2f} %"
+    console.print(table, verdict)
     if as_json:
-        header = environment.describe() | {"device": "cpu", "threads": threads}
-        shapes_used = {name: list(np.shape(x)) for name, x in feed.items()}
-        rows = [as_dict(first), as_dict(second)]
-        document = {"kind": "model", "header": header, "inputs": shapes_used, "rows": rows, "faster_by": str(faster)}
         print(json.dumps(document, indent=1))
+
+
+@app.command("scale")
+def bench_scale(
+    layers: Annotated[list[int] | None, typer.Option(min=1, help="Decoder layers; repeat for several.")] = None,
+    hidden: Annotated[int, typer.Option(min=64, help="Width; 1024 makes 500 layers 12 GB.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Measure the rewriter over model size, the load time of the library, and the start of a session.
+
+    The models are decoders whose weights lie in a sparse external file: they take no disk, and are not read.
+
+    [bold]Example[/bold]
+
+      intfa-onnx bench scale --layers 50 --layers 500
+    """
+    from intfa_onnx.bench.scale import measure_scale
+
+    header = environment.describe() | {"device": "cpu", "threads": 1}
+    document = {"kind": "scale", "header": header, **measure_scale(layers or [62, 125, 250, 500], hidden)}
+    console = Console(stderr=as_json)
+    console.print("\n".join(environment.sentences(header)), highlight=False)
+    for columns, rows in report.scale_tables(document):
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if as_json:
+        print(json.dumps(document, indent=1))
+
+
+@app.command("plot")
+def bench_plot(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="What bench op or bench scale printed with --json.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", dir_okay=False, help="Default: RESULT.png.")] = None,
+) -> None:
+    """Draw a recorded benchmark: TOPS over sequence length, or the rewriter's time over the number of nodes.
+
+    [bold]Example[/bold]
+
+      intfa-onnx bench plot h200.json -o h200.png
+    """
+    target = output or result.with_suffix(".png")
+    try:
+        plot.draw(report.read(result), target)
+    except OSError as error:
+        raise ModelError(f"cannot write '{target}': {error.strerror or error}") from error
+    print(target)
 
 
 @app.command("report")
@@ -126,34 +193,21 @@ def bench_report(
     report.write(results, output)
 
 
-def _peers(device: str) -> tuple[dict[str, Maker], Any]:
+def _peers(device: str, threads: int, gpu: dict[str, str] | None) -> tuple[dict[str, Peer], Machine]:
     if device == "cpu":
+        from intfa_onnx.bench.calibrate import calibrate_cpu
         from intfa_onnx.bench.peers_cpu import CPU_PEERS
 
-        return CPU_PEERS, None
+        return CPU_PEERS, Machine(calibrate_cpu(threads))
     if device == "cuda":
-        from intfa_onnx.bench.peers_cuda import CUDA_PEERS, event_timer
+        from intfa_onnx.bench.peers_cuda import CUDA_PEERS, machine
 
-        return CUDA_PEERS, event_timer
+        return CUDA_PEERS, machine(gpu["name"] if gpu else "")
     raise UnsupportedError(f"--device {device!r} is unknown (supported: cpu, cuda)")
 
 
-def _table(result: ProblemResult) -> Table:
-    table = Table(
-        "candidate", "ms", "spread", "TOPS", "% of limit", "error %", "intfa is faster by", title=result.problem.label()
-    )
-    for row in result.as_dict()["rows"]:
-        if "skipped" in row:
-            table.add_row(row["candidate"], "-", "", "", "", "", row["skipped"])
-            continue
-        limit = f"{row['percent_of_limit']:.0f} ({row['limit']})" if "limit" in row else "-"
-        table.add_row(
-            row["candidate"],
-            f"{1e3 * row['seconds']:.3f}",
-            f"{100 * row['spread']:.0f} %",
-            f"{row['tops']:.3f}",
-            limit,
-            f"{100 * row['error']:.2f}",
-            row.get("intfa_is_faster_by", ""),
-        )
+def _op_table(document: dict[str, Any]) -> Table:
+    table = Table(*report.OP_COLUMNS[1:], title=document["label"], caption=report.io_sentence(document))
+    for row in document["rows"]:
+        table.add_row(*report.op_cells(row))
     return table

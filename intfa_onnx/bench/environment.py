@@ -11,13 +11,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("intfa-onnx", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "sageattention", "numpy")
+import intfa_onnx
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "sageattention", "numpy")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "i8mm")
 
 
 def describe() -> dict[str, Any]:
-    """Return device, clocks, driver and versions as plain JSON types; what is absent is left out."""
-    versions = {}
+    """Return devices, clocks, driver and versions as plain JSON types; what is absent is left out."""
+    versions = {"intfa-onnx": intfa_onnx.__version__}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -26,10 +28,36 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu(),
-        "gpu": _gpu(),
+        "gpu": gpu(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def sentences(header: dict[str, Any]) -> list[str]:
+    """Return a header in words, one sentence per element."""
+    cpu = header["cpu"]
+    features = ", ".join(cpu.get("features", ()))
+    parts = [cpu["model"], f"{cpu.get('cores', '?')} cores"]
+    parts += [f"{cpu['clock_mhz']} MHz reported"] if cpu.get("clock_mhz") else []
+    parts += [f"({features})"] if features else []
+    lines = [f"{header['date']}, on {header['device']}, {header['threads']} CPU thread(s)."]
+    lines.append(f"CPU: {', '.join(parts)}.")
+    if header["gpu"]:
+        lines.append("GPU: " + ", ".join(f"{k} {v}" for k, v in header["gpu"].items()) + ".")
+    lines.append(f"Versions: {', '.join(f'{name} {version}' for name, version in header['versions'].items())}.")
+    if "data" in header:
+        lines.append(f"Data: {header['data']}.")
+    return lines
+
+
+def peak_memory() -> int:
+    """Return the greatest resident size of this process so far, in bytes.
+
+    Not getrusage's figure: that one survives exec, so a child of a large process begins with its parent's size.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _cpu() -> dict[str, Any]:
@@ -39,15 +67,18 @@ def _cpu() -> dict[str, Any]:
         return {"model": platform.processor(), "cores": os.cpu_count()}
     model = re.search(r"model name\s*:\s*(.*)", text)
     flags = re.search(r"(?:flags|Features)\s*:\s*(.*)", text)
+    clocks = [float(mhz) for mhz in re.findall(r"cpu MHz\s*:\s*(\S+)", text)]
     features = [f for f in CPU_FEATURES if flags and f in flags[1].split()]
     return {
         "model": model[1] if model else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        "clock_mhz": round(max(clocks, default=0)),  # as the system reports it; a guest may see the nominal one
         "features": features,
     }
 
 
-def _gpu() -> dict[str, str] | None:
+def gpu() -> dict[str, str] | None:
+    """Return name, driver, clocks and power limit of the first GPU as its driver reports them now, if there is one."""
     fields = "name,driver_version,clocks.max.sm,clocks.sm,power.limit"
     try:
         output = subprocess.run(

@@ -1,22 +1,21 @@
-"""Two models end to end in ONNX Runtime: latency, throughput and peak memory, each in a process of its own."""
+"""Two models end to end: verified against each other, then latency, throughput and peak memory, a process for each."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from intfa_onnx.bench.engines import ENGINES
 from intfa_onnx.bench.timing import Ratio, Timing, ratio
-from intfa_onnx.errors import IntfaError
+from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,25 @@ class ModelTiming:
     p99: float
     per_second: float  # runs
     peak_memory: int  # resident, of the whole process
+    device_memory: int  # taken on the GPU by the session and its first run; 0 on the CPU
     rounds: tuple[float, ...]  # median latency of each round
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Two models on the same inputs.
+
+    Attributes:
+        first: the baseline.
+        second: the candidate.
+        error: relative L2 of the candidate's outputs against the baseline's, the worst of them.
+        faster: how many times faster the second is.
+    """
+
+    first: ModelTiming
+    second: ModelTiming
+    error: float
+    faster: Ratio
 
 
 def bench_models(
@@ -38,11 +55,13 @@ def bench_models(
     model_b: str | os.PathLike[str],
     feed: Mapping[str, np.ndarray],
     *,
+    runtime: str = "cpu",
     threads: int = 1,
     rounds: int = 7,
     runs: int = 20,
-) -> tuple[ModelTiming, ModelTiming, Ratio]:
-    """Time two models in alternating rounds and return both, and how many times faster the second is.
+    max_error: float = 0.2,
+) -> ModelComparison:
+    """Verify that two models compute the same, then time them in alternating rounds.
 
     Each model lives in its own process, which waits while the other works.
 
@@ -50,17 +69,27 @@ def bench_models(
         model_a: path of the baseline.
         model_b: path of the candidate.
         feed: one array per input.
-        threads: threads within one operator.
+        runtime: ``cpu`` or ``cuda`` (ONNX Runtime), or ``tensorrt``.
+        threads: threads within one operator, on the CPU.
         rounds: alternations.
         runs: runs per round.
+        max_error: relative L2 error of an output above which the candidate is wrong rather than imprecise, and gets no
+            time.
     Raises:
+        UnsupportedError: there is no such runtime.
+        ModelError: the candidate's outputs are not the baseline's.
         IntfaError: a model does not load or run; carries the reason.
     """
+    if runtime not in ENGINES:
+        raise UnsupportedError(f"runtime {runtime!r} is unknown (supported: {', '.join(ENGINES)})")
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder, "inputs.npz")
         np.savez(inputs, **dict(feed))  # type: ignore[arg-type]  # the stub takes any name for allow_pickle
-        workers = [_Worker(os.fspath(m), inputs, threads) for m in (model_a, model_b)]
+        workers: list[_Worker] = []
         try:
+            for number, model in enumerate((model_a, model_b)):
+                workers.append(_Worker(os.fspath(model), inputs, Path(folder, f"{number}.npz"), runtime, threads))
+            error = _error(workers[0].outputs, workers[1].outputs, max_error)
             for _ in range(rounds):
                 for worker in workers:
                     worker.round(runs)
@@ -68,40 +97,47 @@ def bench_models(
         finally:
             for worker in workers:
                 worker.close()
-    return first, second, ratio(Timing(first.rounds), Timing(second.rounds))
+    return ModelComparison(first, second, error, ratio(Timing(first.rounds), Timing(second.rounds)))
 
 
 class _Worker:
-    """A child process that runs one model when told to."""
+    """A child process that runs one model when told to; :mod:`intfa_onnx.bench.model_worker` has the protocol."""
 
-    def __init__(self, model: str, inputs: Path, threads: int) -> None:
+    def __init__(self, model: str, inputs: Path, outputs: Path, runtime: str, threads: int) -> None:
         self.latencies: list[list[float]] = []
         self.model = model
-        command = [sys.executable, "-m", "intfa_onnx.bench.model", model, str(inputs), str(threads)]
+        arguments = [model, str(inputs), str(outputs), runtime, str(threads)]
+        command = [sys.executable, "-m", "intfa_onnx.bench.model_worker", *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.session_start: float = self._receive()["session_start"]
+        try:
+            self.session_start: float = self._receive()["session_start"]
+            with np.load(outputs) as archive:
+                self.outputs = dict(archive)
+        except BaseException:
+            self.close()
+            raise
 
     def round(self, runs: int) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(f"{runs}\n")
-        self.process.stdin.flush()
+        self._tell(runs)
         self.latencies.append(self._receive()["latencies"])
 
     def finish(self) -> ModelTiming:
-        assert self.process.stdin
-        self.process.stdin.write("0\n")
-        self.process.stdin.flush()
-        memory = self._receive()["peak_memory"]
+        self._tell(0)
+        memory = self._receive()
         every = np.concatenate(self.latencies)
-        p50, p95, p99 = np.percentile(every, [50, 95, 99])
+        p50, p95, p99 = (float(p) for p in np.percentile(every, [50, 95, 99]))
         medians = tuple(float(np.median(r)) for r in self.latencies)
-        return ModelTiming(
-            self.model, self.session_start, float(p50), float(p95), float(p99), float(1 / every.mean()), memory, medians
-        )
+        per_second = float(1 / every.mean())
+        return ModelTiming(self.model, self.session_start, p50, p95, p99, per_second, **memory, rounds=medians)
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+    def _tell(self, runs: int) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(f"{runs}\n")
+        self.process.stdin.flush()
 
     def _receive(self) -> dict:
         assert self.process.stdout
@@ -112,39 +148,21 @@ class _Worker:
         return message
 
 
-def as_dict(timing: ModelTiming) -> dict:
-    """Return plain JSON types."""
-    return asdict(timing)
-
-
-def _serve(model: str, inputs: str, threads: int) -> None:
-    """The child: answer each number on stdin with that many latencies; 0 ends with the peak memory."""
-    from intfa_onnx.session import open_session
-
-    try:
-        start = time.perf_counter()
-        session = open_session(model, threads=threads)
-        _send({"session_start": time.perf_counter() - start})
-        with np.load(inputs) as archive:
-            feed = dict(archive)
-        session.run(None, feed)
-        for line in sys.stdin:
-            if (runs := int(line)) == 0:
-                break
-            latencies = []
-            for _ in range(runs):
-                start = time.perf_counter()
-                session.run(None, feed)
-                latencies.append(time.perf_counter() - start)
-            _send({"latencies": latencies})
-        _send({"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
-    except Exception as error:  # the parent reports it; a traceback of the child would only confuse
-        _send({"error": " ".join(str(error).split())})
-
-
-def _send(message: dict) -> None:
-    print(json.dumps(message), flush=True)
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+def _error(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], max_error: float) -> float:
+    """Return the worst relative L2 error of an output; raise if it is above the limit or the outputs do not match."""
+    if first.keys() != second.keys():
+        raise ModelError(f"the models differ in their outputs: {', '.join(first)} against {', '.join(second)}")
+    errors = {}
+    for name, a in first.items():
+        b = second[name]
+        if a.shape != b.shape:
+            raise ModelError(f"output {name!r} has shape {a.shape} in one and {b.shape} in the other")
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        norm = float(np.linalg.norm(a))
+        errors[name] = float(np.linalg.norm(b - a)) / (norm or 1.0)
+        if not errors[name] <= max_error:
+            raise ModelError(
+                f"output {name!r} of the candidate is off by {errors[name]:.3g} of its norm (limit {max_error:g}); "
+                "'intfa-onnx compare' shows how each output differs"
+            )
+    return max(errors.values(), default=0.0)

@@ -5,76 +5,39 @@ Each maker returns a :class:`Candidate`, or raises UnsupportedError with the rea
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from intfa_onnx.bench.candidate import Candidate, Inputs
+from intfa_onnx.bench import graphs
+from intfa_onnx.bench.candidate import Candidate, Inputs, Peer
 from intfa_onnx.bench.problem import Problem
 from intfa_onnx.errors import UnsupportedError
-from intfa_onnx.op_schema import DOMAIN, OP_TYPE
 from intfa_onnx.session import open_session
-
-CONTRIB = "com.microsoft"
 
 
 def intfa_int8(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
     """Our operator, all INT8."""
-    return _intfa(problem, inputs, threads, "int8")
+    return _ort(graphs.fused(problem, np.float32, "int8"), inputs, threads)
 
 
 def intfa_int8_qk(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
     """Our operator with P.V in floating point."""
-    return _intfa(problem, inputs, threads, "int8_qk")
-
-
-def _intfa(problem: Problem, inputs: Inputs, threads: int, precision: str) -> Candidate:
-    node = helper.make_node(
-        OP_TYPE, ["Q", "K", "V"], ["Y"], domain=DOMAIN, is_causal=int(problem.causal), precision=precision
-    )
-    return _ort_candidate(problem, [node], [], inputs, threads)
+    return _ort(graphs.fused(problem, np.float32, "int8_qk"), inputs, threads)
 
 
 def ort_unfused(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
-    """The graph as exporters write it: MatMul, Mul, Add of a mask, Softmax, MatMul."""
-    _same_heads(problem)
-    scale = numpy_helper.from_array(np.float32(1 / math.sqrt(problem.head_dim)), "scale")
-    nodes = [
-        helper.make_node("Transpose", ["K"], ["Kt"], perm=[0, 1, 3, 2]),
-        helper.make_node("MatMul", ["Q", "Kt"], ["S"]),
-        helper.make_node("Mul", ["S", "scale"], ["scaled"]),
-        helper.make_node("Softmax", ["masked" if problem.causal else "scaled"], ["P"], axis=-1),
-        helper.make_node("MatMul", ["P", "V"], ["Y"]),
-    ]
-    constants = [scale]
-    if problem.causal:
-        mask = np.triu(np.full((problem.seqlen, problem.seqlen), -np.inf, np.float32), 1)
-        constants.append(numpy_helper.from_array(mask, "mask"))
-        nodes.insert(3, helper.make_node("Add", ["scaled", "mask"], ["masked"]))
-    return _ort_candidate(problem, nodes, constants, inputs, threads)
+    """The graph as exporters write it."""
+    return _ort(graphs.unfused(problem, np.float32), inputs, threads)
 
 
 def ort_mha(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
-    """ONNX Runtime's fused ``com.microsoft.MultiHeadAttention``, which reads and writes [batch, seqlen, hidden]."""
-    _same_heads(problem)
-    node = helper.make_node(
-        "MultiHeadAttention",
-        ["Q", "K", "V"],
-        ["Y"],
-        domain=CONTRIB,
-        num_heads=problem.num_heads,
-        unidirectional=int(problem.causal),
-    )
-    return _ort_candidate(problem, [node], [], inputs, threads, packed_heads=True)
+    """ONNX Runtime's fused ``com.microsoft.MultiHeadAttention``."""
+    return _ort(graphs.multi_head(problem, np.float32), inputs, threads, packed_heads=problem.num_heads)
 
 
 def ort_attention(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
     """ONNX Runtime's kernel of the standard ``Attention`` operator, opset 24."""
-    node = helper.make_node("Attention", ["Q", "K", "V"], ["Y"], is_causal=int(problem.causal))
-    return _ort_candidate(problem, [node], [], inputs, threads)
+    return _ort(graphs.attention(problem, np.float32), inputs, threads)
 
 
 def torch_f32(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
@@ -87,55 +50,35 @@ def torch_bf16(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
     return _torch(problem, inputs, threads, "bfloat16")
 
 
-CPU_PEERS: dict[str, Callable[[Problem, Inputs, int], Candidate]] = {
-    "intfa int8": intfa_int8,
-    "intfa int8_qk": intfa_int8_qk,
-    "ort unfused": ort_unfused,
-    "ort MultiHeadAttention": ort_mha,
-    "ort Attention-24": ort_attention,
-    "torch sdpa f32": torch_f32,
-    "torch sdpa bf16": torch_bf16,
+# ONNX Runtime writes the scores before the softmax and its result.
+CPU_PEERS = {
+    "intfa int8": Peer(intfa_int8),
+    "intfa int8_qk": Peer(intfa_int8_qk),
+    "ort unfused": Peer(ort_unfused, scores=2),
+    "ort MultiHeadAttention": Peer(ort_mha, scores=2),
+    "ort Attention-24": Peer(ort_attention, scores=2),
+    "torch sdpa f32": Peer(torch_f32),
+    "torch sdpa bf16": Peer(torch_bf16),
 }
 
 
-def _same_heads(problem: Problem) -> None:
-    if problem.num_heads != problem.kv_num_heads:
-        raise UnsupportedError("has no grouped heads")
-
-
-def _ort_candidate(
-    problem: Problem,
-    nodes: list[onnx.NodeProto],
-    constants: list[onnx.TensorProto],
-    inputs: Inputs,
-    threads: int,
-    packed_heads: bool = False,
-) -> Candidate:
+def _ort(model: onnx.ModelProto, inputs: Inputs, threads: int, packed_heads: int = 0) -> Candidate:
     """Bind inputs and output once, so that a call measures the operator and not copies through numpy."""
+    arrays = [_pack(x) if packed_heads else x for x in inputs]
+    session = open_session(model.SerializeToString(), threads=threads)
     import onnxruntime
 
-    arrays = [_pack(x) if packed_heads else x for x in inputs]
-    infos = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape) for name, x in zip("QKV", arrays, strict=True)
-    ]
-    y_shape = arrays[0].shape
-    graph = helper.make_graph(
-        nodes, "bench", infos, [helper.make_tensor_value_info("Y", TensorProto.FLOAT, y_shape)], constants
-    )
-    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(CONTRIB, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = open_session(model.SerializeToString(), threads=threads)
     binding = session.io_binding()
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(x) for x in arrays]
     for name, value in zip("QKV", values, strict=True):
         binding.bind_ortvalue_input(name, value)
-    y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(y_shape), np.float32)
+    y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(arrays[0].shape), np.float32)
     binding.bind_ortvalue_output("Y", y)
 
     def run(_keep: object = values) -> None:  # the binding does not own its inputs
         session.run_with_iobinding(binding)
 
-    return Candidate(run, lambda: _unpack(y.numpy(), problem.num_heads) if packed_heads else y.numpy())
+    return Candidate(run, lambda: _unpack(y.numpy(), packed_heads) if packed_heads else y.numpy())
 
 
 def _pack(x: np.ndarray) -> np.ndarray:
@@ -152,8 +95,7 @@ def _torch(problem: Problem, inputs: Inputs, threads: int, dtype: str) -> Candid
         import torch
     except ImportError as error:
         raise UnsupportedError(f"torch cannot be imported ({error})") from error
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     q, k, v = (torch.from_numpy(x).to(getattr(torch, dtype)) for x in inputs)
     last: list[torch.Tensor] = []
 

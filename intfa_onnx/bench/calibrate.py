@@ -1,0 +1,61 @@
+"""The limits of this machine's CPU, measured: no data sheet says what a virtual core gets of clock and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from intfa_onnx.bench.limits import Device
+from intfa_onnx.session import open_session
+
+_SIZE = 512  # operands and result stay in a core's L2
+_COPY_BYTES = 2**27  # beyond the last-level cache
+
+
+def calibrate_cpu(threads: int) -> Device:
+    """Measure the INT8 rate and the memory bandwidth that ``threads`` threads reach; half a second.
+
+    The INT8 rate is the best of ONNX Runtime's ``MatMulInteger`` (u8 x s8, 512 x 512 x 512 for each thread). Its
+    kernels use VNNI or its like, so it stands in for the peak, which clock times width would give if either were known
+    here. There is no exponential limit.
+    """
+    return Device("CPU, measured", _int8_ops(threads), _bytes_per_second(threads))
+
+
+def _int8_ops(threads: int) -> float:
+    rng = np.random.default_rng(0)
+    rows = _SIZE * threads
+    a = rng.integers(0, 256, (rows, _SIZE), np.uint8)
+    b = numpy_helper.from_array(rng.integers(-127, 128, (_SIZE, _SIZE), np.int8), "B")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["A", "B"], ["Y"])],
+        "calibration",
+        [helper.make_tensor_value_info("A", TensorProto.UINT8, a.shape)],
+        [helper.make_tensor_value_info("Y", TensorProto.INT32, [rows, _SIZE])],
+        [b],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = open_session(model.SerializeToString(), threads=threads, register_library=False)
+    return 2 * rows * _SIZE**2 / _least_seconds(lambda: session.run(None, {"A": a}), repeats=60)
+
+
+def _bytes_per_second(threads: int) -> float:
+    """Count bytes read and written by one copy per thread; numpy lets go of the interpreter while it copies."""
+    sources = [np.ones(_COPY_BYTES // threads, np.uint8) for _ in range(threads)]
+    targets = [np.ones_like(source) for source in sources]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _least_seconds(lambda: list(pool.map(np.copyto, targets, sources)), repeats=8)
+    return 2 * sum(source.nbytes for source in sources) / seconds
+
+
+def _least_seconds(call: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,100 @@
+"""How cost grows with the model: the rewriter's time and memory, the library's load time, the start of a session.
+
+Each figure comes from a process of its own: peak memory has no other meaning, and a library loads once.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from intfa_onnx.bench.decoder import write_decoder
+from intfa_onnx.bench.timing import Timing
+from intfa_onnx.errors import IntfaError
+
+_REPEATS = 7
+_SESSION_LAYERS, _SESSION_HIDDEN = 12, 256
+
+# ``bytes_read`` are those that the process asks files for, whether the disk or a cache has them; a mapped file does not
+# count there, but in the peak memory.
+_REWRITE = """
+import json, sys, time
+from intfa_onnx import rewrite
+from intfa_onnx.bench.environment import peak_memory
+
+def read():
+    with open("/proc/self/io") as file:
+        return int(next(line for line in file if line.startswith("rchar")).split()[1])
+
+before, cpu, times = read(), time.process_time(), [time.perf_counter()]
+result = rewrite(sys.argv[1]); times.append(time.perf_counter())
+result.save(sys.argv[2]); times.append(time.perf_counter())
+steps = dict(zip(("rewrite", "save"), (b - a for a, b in zip(times, times[1:]))))
+replaced = sum(a.decision == "replaced" for a in result.attentions)
+print(json.dumps({"steps": steps, "seconds": times[-1] - times[0], "cpu_seconds": time.process_time() - cpu, "nodes": result.nodes_before, "replaced": replaced,
+                  "peak_memory": peak_memory(), "bytes_read": read() - before}))
+"""
+_LOAD = """
+import ctypes, json, sys, time
+from intfa_onnx import native
+path = str(native.get_library_path("ort"))
+start = time.perf_counter()
+ctypes.CDLL(path)
+print(json.dumps(time.perf_counter() - start))
+"""
+_SESSION = """
+import json, sys, time
+import onnxruntime
+from intfa_onnx.session import open_session
+start = time.perf_counter()
+open_session(sys.argv[1], threads=1)
+print(json.dumps(time.perf_counter() - start))
+"""
+
+
+def measure_scale(layers: Sequence[int], hidden: int) -> dict[str, Any]:
+    """Return plain JSON types: ``rewriting``, one entry per size, and ``start``, what a process pays once.
+
+    Args:
+        layers: sizes of decoders, one attention per layer; :func:`intfa_onnx.bench.decoder.write_decoder` makes them.
+        hidden: their width.
+    Raises:
+        IntfaError: a step failed; carries what it said last.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rewriting = [measure_rewrite(Path(folder), count, hidden) for count in layers]
+        return {"rewriting": rewriting, "start": _measure_start(Path(folder))}
+
+
+def measure_rewrite(folder: Path, layers: int, hidden: int) -> dict[str, Any]:
+    """Return one size's figures; the rewritten model is saved beside the original, whose weights file it shares."""
+    model, rewritten = folder / f"decoder{layers}.onnx", folder / f"decoder{layers}.int8.onnx"
+    weight_bytes = write_decoder(model, layers, hidden)
+    figures = _child(_REWRITE, str(model), str(rewritten))
+    return {"layers": layers, "hidden": hidden, "weight_bytes": weight_bytes, **figures}
+
+
+def _measure_start(folder: Path) -> dict[str, dict[str, float]]:
+    model, rewritten = folder / "session.onnx", folder / "session.int8.onnx"
+    write_decoder(model, _SESSION_LAYERS, _SESSION_HIDDEN)
+    _child(_REWRITE, str(model), str(rewritten))
+    session = f"session of {_SESSION_LAYERS} layers"
+    measured: dict[str, list[float]] = {"library load": [], session: [], f"{session}, rewritten": []}
+    for _ in range(_REPEATS):  # in turns, so that a slow spell hits all
+        for name, arguments in zip(measured, ((_LOAD,), (_SESSION, model), (_SESSION, rewritten)), strict=True):
+            measured[name].append(_child(*map(str, arguments)))
+    timings = {name: Timing(tuple(seconds)) for name, seconds in measured.items()}
+    return {name: {"seconds": t.median, "spread": t.spread} for name, t in timings.items()}
+
+
+def _child(program: str, *arguments: str) -> Any:
+    """Run a program in a process of its own and return what it prints, JSON."""
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise IntfaError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
