@@ -236,9 +236,18 @@ def _infer_quietly(model: ir.Model) -> None:
     """Infer shapes in place as far as it goes; a failure is not the user's concern."""
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
     disabled, logger.disabled = logger.disabled, True
+    # To onnx's data propagation every 1-D tensor might be a shape, and costs memory per element: 300 MB for the biases
+    # of 500 layers. Those too long for a shape show it no length; what they are added to tells theirs.
+    constants = [(v, v.const_value) for v in model.graph.initializers.values() if v.const_value is not None]
+    long = [v for v, c in constants if len(c.shape) == 1 and c.size > _MAX_FOLDED]
+    lengths = [v.shape for v in long]
     try:
+        for value in long:
+            value.shape = ir.Shape([None])
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     finally:
+        for value, shape in zip(long, lengths, strict=True):
+            value.shape = shape
         logger.disabled = disabled
 
 
