@@ -166,6 +166,22 @@ INTFA_DEVICE void sum_by_mma(float (&sum)[2], const uint32_t (&p)[kFragments][4]
   }
 }
 
+// 2^x of one value per row half, the same in all lanes of the quad. kSpread: each lane takes one of four, and the quad
+// exchanges them.
+template <bool kSpread, int kStrips>
+INTFA_DEVICE void exponentials_of_quad(float (&x)[kStrips][2]) {
+  if constexpr (kSpread && kStrips == 2) {
+    const int lane = ptx::thread_index() & 31;
+    const float low = lane & 1 ? x[0][1] : x[0][0], high = lane & 1 ? x[1][1] : x[1][0];
+    const float mine = ptx::ex2(lane & 2 ? high : low);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i >> 1][i & 1] = ptx::shfl(mine, (lane & ~3) + i);
+  } else {
+#pragma unroll
+    for (int m = 0; m < kStrips; ++m) x[m][0] = ptx::ex2(x[m][0]), x[m][1] = ptx::ex2(x[m][1]);
+  }
+}
+
 // P of a tile from its y, the rows' sums, and the weight with which the tile's product enters O. Moves the reference
 // (and rescales O) where it must; `unbias`: also removes the bias from O.
 template <typename P, bool kScored, int kStrips, int kBlocks, int kFragments, int kColumns>
@@ -211,11 +227,13 @@ INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&we
       }
     }
   }
+  // At head size 32 it is ex2 that bounds the loop, but on sm_80 the number of instructions.
+  if constexpr (!P::kRunningMax) exponentials_of_quad<kBlocks == 4 && ptx::kArch != 80>(weight);
 #pragma unroll
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      weight[m][h] = P::kRunningMax ? 1.f : ptx::ex2(weight[m][h]);
+      if constexpr (P::kRunningMax) weight[m][h] = 1.f;
       rows.sum[m][h] = ptx::fma_rn(sum[m][h], weight[m][h], rows.sum[m][h]);
       if constexpr (P::kBiased) rows.bias_sum[m][h] = ptx::add_rn(rows.bias_sum[m][h], weight[m][h]);
     }

@@ -71,6 +71,7 @@ INTFA_DEVICE void sync_block() { __syncthreads(); }
 INTFA_DEVICE void sync_warp() { __syncwarp(); }
 INTFA_DEVICE uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 INTFA_DEVICE float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+INTFA_DEVICE float shfl(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 INTFA_DEVICE bool warp_any(bool p) { return __any_sync(0xffffffffu, p); }
 
 // Four 8x8 matrices of 16-bit units (8 rows of 16 bytes): lane l gives the address of row l%8 of matrix l/8 and
@@ -227,6 +228,9 @@ INTFA_DEVICE void sync_warp(INTFA_LOC_ONLY) { simt::syncwarp(loc); }
 INTFA_DEVICE uint32_t shfl_xor(uint32_t v, int mask INTFA_LOC) { return simt::shfl_xor(v, mask, loc); }
 INTFA_DEVICE float shfl_xor(float v, int mask INTFA_LOC) {
   return __uint_as_float(simt::shfl_xor(__float_as_uint(v), mask, loc));
+}
+INTFA_DEVICE float shfl(float v, int lane INTFA_LOC) {
+  return __uint_as_float(simt::shfl_idx(__float_as_uint(v), lane, loc));
 }
 INTFA_DEVICE bool warp_any(bool p INTFA_LOC) { return simt::warp_any(p, loc); }
 

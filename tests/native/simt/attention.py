@@ -73,6 +73,18 @@ def build_wide() -> Path:
     return toolchain.host_library(sources, "libhopper-wide", plugin=tree, optimize="-O1")
 
 
+def build_ada() -> Path:
+    """The backend with the instruction sequences of sm_89, head size 32 alone."""
+    patches = {
+        "cuda/dispatch.cu": [(ALL_SETS, "{&kKernels32}")],
+        "cuda/ptx.cuh": [("constexpr int kArch = 80;", "constexpr int kArch = 89;")],
+    }
+    tree = toolchain.patched_tree("ada", patches)
+    sources = [tree / "simt" / "attention_driver.cc"]
+    sources += [tree / "cuda" / f"{name}.cu" for name in ("dispatch", "kernels_d32", "kernels_sm90")]
+    return toolchain.host_library(sources, "libada", plugin=tree, optimize="-O1")
+
+
 def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tuple[Path, Path]:
     """A patched backend with the kernels of head size 64 alone: its library, and the tree that it was built from."""
     one = {"cuda/dispatch.cu": [(ALL_SETS, "{&kKernels64}")]}
