@@ -21,7 +21,7 @@ KERNEL = "cuda/attention_sm80.cuh"
 WAIT = "    ptx::cp_async_wait<kNumStages - 2>();\n"
 BARRIER = "    ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy "
 BARRIER += "overwrites\n"
-FETCH = "    fetch(tile + kNumStages - 1);\n"
+FETCH = "    if constexpr (!Shape::kMaskInNextStage) fetch(tile + kNumStages - 1);\n"
 MMA = "mma.sync.aligned.m16n8k32.row.col.s32.{}.s8.s32 {{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}}"
 
 
