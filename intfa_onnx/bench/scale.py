@@ -17,7 +17,6 @@ from intfa_onnx.bench.decoder import write_decoder
 from intfa_onnx.bench.timing import Timing
 from intfa_onnx.errors import IntfaError
 
-_REPEATS = 7
 _SESSION_LAYERS, _SESSION_HIDDEN = 12, 256
 
 # ``bytes_read`` are those that the process asks files for, whether the disk or a cache has them; a mapped file does not
@@ -36,8 +35,9 @@ result = rewrite(sys.argv[1]); times.append(time.perf_counter())
 result.save(sys.argv[2]); times.append(time.perf_counter())
 steps = dict(zip(("rewrite", "save"), (b - a for a, b in zip(times, times[1:]))))
 replaced = sum(a.decision == "replaced" for a in result.attentions)
-print(json.dumps({"steps": steps, "seconds": times[-1] - times[0], "cpu_seconds": time.process_time() - cpu, "nodes": result.nodes_before, "replaced": replaced,
-                  "peak_memory": peak_memory(), "bytes_read": read() - before}))
+cpu = time.process_time() - cpu
+print(json.dumps({"steps": steps, "seconds": times[-1] - times[0], "cpu_seconds": cpu, "nodes": result.nodes_before,
+                  "replaced": replaced, "peak_memory": peak_memory(), "bytes_read": read() - before}))
 """
 _LOAD = """
 import ctypes, json, sys, time
@@ -68,7 +68,7 @@ def measure_scale(layers: Sequence[int], hidden: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         rewriting = [measure_rewrite(Path(folder), count, hidden) for count in layers]
-        return {"rewriting": rewriting, "start": _measure_start(Path(folder))}
+        return {"rewriting": rewriting, "start": measure_start(Path(folder))}
 
 
 def measure_rewrite(folder: Path, layers: int, hidden: int) -> dict[str, Any]:
@@ -79,13 +79,14 @@ def measure_rewrite(folder: Path, layers: int, hidden: int) -> dict[str, Any]:
     return {"layers": layers, "hidden": hidden, "weight_bytes": weight_bytes, **figures}
 
 
-def _measure_start(folder: Path) -> dict[str, dict[str, float]]:
+def measure_start(folder: Path, repeats: int = 7) -> dict[str, dict[str, float]]:
+    """Return median and spread of loading the library and of opening a session, before and after the rewrite."""
     model, rewritten = folder / "session.onnx", folder / "session.int8.onnx"
     write_decoder(model, _SESSION_LAYERS, _SESSION_HIDDEN)
     _child(_REWRITE, str(model), str(rewritten))
     session = f"session of {_SESSION_LAYERS} layers"
     measured: dict[str, list[float]] = {"library load": [], session: [], f"{session}, rewritten": []}
-    for _ in range(_REPEATS):  # in turns, so that a slow spell hits all
+    for _ in range(repeats):  # in turns, so that a slow spell hits all
         for name, arguments in zip(measured, ((_LOAD,), (_SESSION, model), (_SESSION, rewritten)), strict=True):
             measured[name].append(_child(*map(str, arguments)))
     timings = {name: Timing(tuple(seconds)) for name, seconds in measured.items()}
