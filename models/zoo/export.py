@@ -1,0 +1,170 @@
+"""Exports cases to ONNX files: which exporters and opsets there are, and a cache of what was exported before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import transformers
+
+from zoo.case import DEFINITIONS, Case
+
+USUAL = (("torchscript", 17), ("dynamo", 18), ("dynamo", 23))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file of the zoo; a finished graph has the exporter "graph" and opset 0."""
+
+    name: str
+    exporter: str
+    opset: int
+    implementation: str
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffix."""
+        return f"{self.name}-{self.exporter}-{self.opset}-{self.implementation}"
+
+    def build(self) -> Case:
+        """Return the case with its seeded weights."""
+        torch.manual_seed(0)
+        return DEFINITIONS[self.name].build(self.implementation)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of a variant: a file, or an error of the exporter.
+
+    Attributes:
+        static: the exporter refused dynamic axes, and took the sizes as they were.
+        key: changes with the definitions and with the exporters' versions.
+    """
+
+    variant: Variant
+    file: str | None
+    static: bool
+    error: str
+    key: str
+
+
+def one_thread() -> None:
+    """Prepare a worker process: the processes share the cores, and nothing is fetched."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def variants(names: list[str] | None = None) -> list[Variant]:
+    """Return every variant of the named models, or of all."""
+    found = []
+    for definition in DEFINITIONS.values():
+        if names and definition.name not in names:
+            continue
+        if definition.implementations == ("graph",):
+            found.append(Variant(definition.name, "graph", 0, "graph"))
+            continue
+        for exporter, opset in (*USUAL, *definition.extra):
+            found += [Variant(definition.name, exporter, opset, i) for i in definition.implementations]
+    return found
+
+
+def key() -> str:
+    """Return a digest of all that an exported file depends on."""
+    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__} {onnx.__version__}".encode())
+    for source in ("case", "export", "graphs", "torch_modules", "transformer_models"):
+        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def export(variant: Variant, folder: Path) -> Exported:
+    """Export one variant, or return what an earlier call left in the folder."""
+    record, path, now = folder / f"{variant.stem}.json", folder / f"{variant.stem}.onnx", key()
+    if record.exists():
+        known = json.loads(record.read_text())
+        if known["key"] == now:
+            return Exported(variant, known["file"], known["static"], known["error"], now)
+    path.unlink(missing_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        static = _write(variant.build(), variant, partial)
+        partial.replace(path)
+        done = Exported(variant, path.name, static, "", now)
+    except Exception as error:  # whatever an exporter raises: it is its answer for this model
+        partial.unlink(missing_ok=True)
+        done = Exported(variant, None, False, f"{type(error).__name__}: {error}"[:500], now)
+    record.write_text(json.dumps(asdict(done), indent=1) + "\n")
+    return done
+
+
+def _write(case: Case, variant: Variant, path: Path) -> bool:
+    """Write the file; return whether it has static sizes though the case has dynamic ones."""
+    if isinstance(case.model, onnx.ModelProto):
+        onnx.save(case.model, path)
+        return False
+    write = _torchscript if variant.exporter == "torchscript" else _dynamo
+    torch.backends.mha.set_fastpath_enabled(variant.exporter != "torchscript")  # its fused layers have no ONNX form
+    logging.getLogger("torch.onnx").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            write(case, variant.opset, path, True)
+            return False
+        except Exception:
+            if not case.sizes:
+                raise
+            write(case, variant.opset, path, False)
+            return True
+
+
+def _arguments(case: Case) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        torch.from_numpy(array.copy()).to(case.dtype)
+        if case.inputs[name].kind == "float"
+        else torch.from_numpy(array.copy())
+        for name, array in case.feed({}).items()
+    )
+
+
+def _dynamic(case: Case) -> dict[str, dict[int, str]]:
+    return {n: {i: a for i, a in enumerate(s.axes) if isinstance(a, str)} for n, s in case.inputs.items()}
+
+
+def _torchscript(case: Case, opset: int, path: Path, dynamic: bool) -> None:
+    torch.onnx.export(
+        case.model,
+        _arguments(case),
+        path,
+        dynamo=False,
+        opset_version=opset,
+        input_names=list(case.inputs),
+        output_names=case.outputs,
+        dynamic_axes={n: axes for n, axes in _dynamic(case).items() if axes} if dynamic else None,
+    )
+
+
+def _dynamo(case: Case, opset: int, path: Path, dynamic: bool) -> None:
+    shapes: Any = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in _dynamic(case).values())
+    variadic = type(case.model).forward.__code__.co_flags & 0x04  # *tensors takes them as one tuple
+    torch.onnx.export(
+        case.model,
+        _arguments(case),
+        path,
+        dynamo=True,
+        opset_version=opset,
+        input_names=list(case.inputs),
+        output_names=case.outputs,
+        dynamic_shapes=((shapes,) if variadic else shapes) if dynamic else None,
+        external_data=False,
+        verbose=False,
+    )
