@@ -35,7 +35,7 @@
 namespace intfa::ptx {
 
 // The architecture the code is compiled for, as 10 * major + minor: chooses between instruction sequences, never
-// between results.
+// between results; only the parts that a row's sum is made of, and so its rounding, differ.
 #if defined(__CUDA_ARCH__)
 constexpr int kArch = __CUDA_ARCH__ / 10;
 #elif defined(INTFA_SIMT_ARCH)
