@@ -18,6 +18,7 @@ import numpy as np
 
 from intfa_onnx.bench.engines import ENGINES
 from intfa_onnx.bench.environment import peak_memory
+from intfa_onnx.errors import UnsupportedError
 
 
 def serve(model: str, inputs: str, outputs: str, runtime: str, threads: int, channel: IO[str]) -> None:
@@ -51,7 +52,10 @@ def _device_memory(runtime: str) -> int:
     if runtime == "cpu":
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnsupportedError(f"runtime {runtime!r} needs a GPU, and nvidia-smi finds none ({error})") from error
     return int(answer.split()[0]) * 2**20
 
 
