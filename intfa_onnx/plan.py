@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from intfa_onnx import op_schema
 from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.patterns.match import AttentionMatch, Rejection, node_name
+from intfa_onnx.patterns.pad import pad_heads
 from intfa_onnx.report import AttentionReport, Decision
 
 # trt: for TensorRT's own parser; ort-trt-ep: for ONNX Runtime's TensorRT execution provider.
@@ -62,6 +63,7 @@ def plan(found: AttentionMatch | Rejection, scope: str, options: Options) -> Pla
         return PlannedAttention(None, AttentionReport(name, scope, found.family, decision, found.reason))
     decision, reason = _decide(found, name, options)
     replaced = decision == "replaced"
+    match = pad_heads(found) if replaced else found
     report = AttentionReport(
         node=name,
         scope=scope,
@@ -75,10 +77,10 @@ def plan(found: AttentionMatch | Rejection, scope: str, options: Options) -> Pla
         precision=options.precision if replaced else None,
         scheme=options.scheme if replaced else None,
         absorbed=found.absorbed if replaced else (),
-        notes=found.notes if replaced else (),
+        notes=match.notes if replaced else (),
         output=next(iter(found.outputs)).name or "",
     )
-    return PlannedAttention(found if replaced else None, report)
+    return PlannedAttention(match if replaced else None, report)
 
 
 def _decide(match: AttentionMatch, name: str, options: Options) -> tuple[Decision, str]:
@@ -90,13 +92,13 @@ def _decide(match: AttentionMatch, name: str, options: Options) -> tuple[Decisio
     for label, size in (("head_dim", match.head_dim), ("head_dim_v", match.head_dim_v)):
         if size is None:
             return "rejected", (
-                f"{label} is not known statically (supported: multiples of {op_schema.HEAD_DIM_STEP} from "
-                f"{op_schema.MIN_HEAD_DIM} to {op_schema.MAX_HEAD_DIM}). Export with a static head size to replace it"
+                f"{label} is not known statically (supported: 1 to {op_schema.MAX_HEAD_DIM}). "
+                "Export with a static head size to replace it"
             )
-        if size % op_schema.HEAD_DIM_STEP or not op_schema.MIN_HEAD_DIM <= size <= op_schema.MAX_HEAD_DIM:
-            return "rejected", (
-                f"{label}={size} is unsupported (supported: multiples of {op_schema.HEAD_DIM_STEP} from "
-                f"{op_schema.MIN_HEAD_DIM} to {op_schema.MAX_HEAD_DIM}). It stays in float"
+        if not 1 <= size <= op_schema.MAX_HEAD_DIM:
+            return (
+                "rejected",
+                f"{label}={size} is unsupported (supported: 1 to {op_schema.MAX_HEAD_DIM}). It stays in float",
             )
     return "replaced", ""
 

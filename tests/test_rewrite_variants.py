@@ -171,17 +171,18 @@ def test_negative_stays_out(negative):
     assert reason in rejection(model)
 
 
-@pytest.mark.parametrize(("size", "ok"), [(4, False), (8, True), (12, False), (80, True), (256, True), (264, False)])
+@pytest.mark.parametrize(("size", "ok"), [(1, True), (8, True), (12, True), (80, True), (250, True), (264, False)])
 def test_head_size(size, ok):
     model = parse(KT + "X = MatMul (Q, Kt)\n" + TAIL)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[3].dim_value = size
     if ok:
         check_raise(model)
+        [row] = intfa_onnx.rewrite(model).attentions
+        assert row.head_dim == size
+        assert row.notes == (() if size % 8 == 0 else (f"padded head size {size} -> {-(-size // 8) * 8}",))
     else:
-        assert rejection(model) == (
-            f"head_dim={size} is unsupported (supported: multiples of 8 from 8 to 256). It stays in float"
-        )
+        assert rejection(model) == "head_dim=264 is unsupported (supported: 1 to 256). It stays in float"
 
 
 def test_unknown_head_size_is_rejected():

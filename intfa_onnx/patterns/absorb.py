@@ -14,7 +14,17 @@ import onnx_ir as ir
 
 from intfa_onnx.patterns.causal import is_anti_causal, is_causal
 from intfa_onnx.patterns.dims import Token
-from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, join, shape_slice, transpose
+from intfa_onnx.patterns.match import (
+    RESULT,
+    AttentionMatch,
+    Call,
+    Const,
+    Operand,
+    join,
+    shape_slice,
+    substitute,
+    transpose,
+)
 from intfa_onnx.patterns.view import View, int_attribute
 
 _BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
@@ -237,7 +247,7 @@ def _four_axes(view: View, match: AttentionMatch) -> AttentionMatch:
         heads = None
     if mask is not None:
         inputs["attn_mask"] = mask
-    outputs = {value: _substitute(x, result) for value, x in match.outputs.items()}
+    outputs = {value: substitute(x, result) for value, x in match.outputs.items()}
     return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=heads, kv_num_heads=heads)
 
 
@@ -302,13 +312,6 @@ def _leading(view: View, x: Operand) -> tuple[Token | None, ...]:
     if isinstance(x, Call) and x.op_type in ("Mul", "Div"):
         return _leading(view, x.inputs[0])
     return None, None
-
-
-def _substitute(x: Operand, result: Operand) -> Operand:
-    """Return ``x`` with ``RESULT`` replaced."""
-    if x is RESULT:
-        return result
-    return Call(x.op_type, tuple(_substitute(i, result) for i in x.inputs), x.attributes) if isinstance(x, Call) else x
 
 
 def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:

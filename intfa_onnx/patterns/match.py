@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Stands for the fused node's first output in ``AttentionMatch.outputs``."""
+    """Stands for the fused node's first output in ``AttentionMatch.outputs``, for the present one in ``presents``."""
 
 
 Operand = Union[ir.Value, Const, Call, Result]  # noqa: UP007
@@ -53,6 +53,7 @@ class AttentionMatch:
         outputs: graph value -> operand that takes its place; the one that the attention computes comes first.
         around: whether nodes around the attention may be absorbed; an operator that is one attention has none.
         states: graph values that become present_key, present_value; None where unused.
+        presents: operand that takes the place of each of them.
         head_dim, head_dim_v, num_heads, kv_num_heads: None where not known statically.
         dtype: element type of Q, K and V.
         rank: number of axes of Q, K, V and the scores; ``absorb`` brings it to 4, or to 3 with the heads packed.
@@ -70,6 +71,7 @@ class AttentionMatch:
     rank: int = 4
     around: bool = False
     states: tuple[ir.Value | None, ir.Value | None] = (None, None)
+    presents: tuple[Operand, Operand] = (RESULT, RESULT)
     head_dim: int | None = None
     head_dim_v: int | None = None
     num_heads: int | None = None
@@ -100,6 +102,13 @@ def node_name(node: ir.Node) -> str:
 def transpose(x: Operand, perm: tuple[int, ...]) -> Operand:
     """Return ``x`` transposed; ``x`` itself where ``perm`` is the identity."""
     return x if perm == tuple(range(len(perm))) else Call("Transpose", (x,), {"perm": list(perm)})
+
+
+def substitute(x: Operand, result: Operand) -> Operand:
+    """Return ``x`` with ``RESULT`` replaced."""
+    if x is RESULT:
+        return result
+    return Call(x.op_type, tuple(substitute(i, result) for i in x.inputs), x.attributes) if isinstance(x, Call) else x
 
 
 def slice_of(x: Operand, start: int, end: int | None) -> Operand:
