@@ -1,4 +1,4 @@
-"""Compiles the attention kernels and reduces each to the figures that the gates compare.
+"""Compiles the kernels as the product does and reduces each to the figures that the gates compare.
 
 ``python -m native.sass.gates`` (in ``tests``) measures everything and rewrites expected.json: do that when a change of
 the kernels is meant, and look at the difference.
@@ -7,7 +7,6 @@ the kernels is meant, and look at the difference.
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,43 +16,52 @@ from native.simt.attention import HEAD_DIMS, AttentionSimulator
 
 from . import pipe_model
 
-FOLDER = Path(__file__).resolve().parent
-EXPECTED = FOLDER / "expected.json"
-ARITHMETICS = ("tile", "half")
+EXPECTED = Path(__file__).resolve().parent / "expected.json"
+ATTENTIONS = [(arithmetic, scored) for arithmetic in ("tile", "paper", "half") for scored in (False, True)]
+OTHERS = ("statistics", "quantize_kv", "merge")
 TILE_N = 64
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One compiled kernel."""
+    """One compiled attention kernel."""
 
     arch: str
     head_dim: int
     arithmetic: str
+    scored: bool = False  # softcap or a mask tensor
 
     @property
     def kernel(self) -> str:
         """Its C name."""
-        return f"intfa_attention_{self.arithmetic}_d{self.head_dim}"
+        return f"intfa_attention_{self.arithmetic}{'_scored' if self.scored else ''}_d{self.head_dim}"
 
     def __str__(self) -> str:
         return f"sm_{self.arch}/{self.kernel}"
 
 
-GATES = [Gate(a, d, k) for a in pipe_model.ARCHITECTURES for d in HEAD_DIMS for k in ARITHMETICS]
+GATES = [Gate(a, d, *k) for a in pipe_model.ARCHITECTURES for d in HEAD_DIMS for k in ATTENTIONS]
 
 
 def mma_per_tile(gate: Gate, rows_per_warp: int) -> int:
     """How many MMAs a warp needs for the two products of one tile of keys."""
     strips, n = rows_per_warp // 16, TILE_N
     qk = strips * (n // 8) * (gate.head_dim // 32)
-    return qk + strips * (gate.head_dim // 8) * (n // 32 if gate.arithmetic == "tile" else n // 16)
+    return qk + strips * (gate.head_dim // 8) * (n // 16 if gate.arithmetic == "half" else n // 32)
 
 
 def compile_gate(gate: Gate) -> Path:
-    """The cubin with this gate's kernel."""
-    define = [f"-DINTFA_GATE_DIM={gate.head_dim}"]
-    return toolchain.cubin(FOLDER / "gates.cu", f"gates-d{gate.head_dim}", gate.arch, define)
+    """The cubin with all kernels of this gate's head size."""
+    source = toolchain.PLUGIN / "cuda" / f"kernels_d{gate.head_dim}.cu"
+    return toolchain.cubin(source, f"gates-d{gate.head_dim}", gate.arch)
+
+
+def stack_bytes_of_others(gate: Gate) -> dict[str, int]:
+    """Stack of the prologue's and the merging kernels of this gate's architecture and head size."""
+    cuobjdump = toolchain.cuda_tool("cuobjdump")
+    assert cuobjdump is not None
+    found = pipe_model.resources(compile_gate(gate), cuobjdump)
+    return {name: found[f"intfa_{name}_d{gate.head_dim}"]["stack_bytes"] for name in OTHERS}
 
 
 def measure(gate: Gate, simulator: AttentionSimulator) -> dict[str, Any]:
@@ -61,7 +69,7 @@ def measure(gate: Gate, simulator: AttentionSimulator) -> dict[str, Any]:
     cuobjdump = toolchain.cuda_tool("cuobjdump")
     assert cuobjdump is not None
     cubin = compile_gate(gate)
-    tile_m, threads, shared_bytes = simulator.shape(gate.head_dim, gate.arithmetic)
+    tile_m, threads, shared_bytes = simulator.shape(gate.head_dim, gate.arithmetic, gate.scored)
     instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
     loop = pipe_model.main_loop(instructions, mma_per_tile(gate, tile_m * 32 // threads))
     arch = pipe_model.ARCHITECTURES[gate.arch]
@@ -81,10 +89,8 @@ def measure(gate: Gate, simulator: AttentionSimulator) -> dict[str, Any]:
 
 
 def measure_all(gates: list[Gate]) -> dict[str, dict[str, Any]]:
-    """Measure several gates, compiling two at a time."""
+    """Measure several gates."""
     simulator = AttentionSimulator()
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_gate, {(g.arch, g.head_dim): g for g in gates}.values()))
     return {str(gate): measure(gate, simulator) for gate in gates}
 
 

@@ -16,6 +16,7 @@ import re
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 
@@ -34,6 +35,8 @@ class Architecture:
 
 ARCHITECTURES = {
     "80": Architecture(fma=64, macs=2048, mma_efficiency=1.0, shared_kb=164),
+    "86": Architecture(fma=128, macs=1024, mma_efficiency=1.0, shared_kb=100),
+    "120": Architecture(fma=128, macs=1024, mma_efficiency=1.0, shared_kb=100),
     "89": Architecture(fma=128, macs=1024, mma_efficiency=1.0, shared_kb=100),
     "90a": Architecture(fma=128, macs=4096, mma_efficiency=0.63, shared_kb=228),
 }
@@ -91,6 +94,7 @@ def pipe(instruction: Instruction, arch: Architecture) -> tuple[str, float]:
     return "alu", 128 / arch.alu
 
 
+@cache  # a cubin has many kernels
 def disassemble(cubin: Path, cuobjdump: str) -> dict[str, list[Instruction]]:
     """Instructions of every kernel in a cubin; nvdisasm must lie beside cuobjdump or on PATH."""
     env = {**os.environ, "PATH": f"{Path(cuobjdump).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
