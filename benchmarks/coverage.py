@@ -32,8 +32,8 @@ of `models/zoo`: small, random weights, each by every exporter and attention imp
 An attention counts as verified if it was replaced and the model still computes, in ONNX Runtime, what it did before: in
 float (`rewrite --portable`) on the exported sizes, on other sizes, with padding on the right, on the left, with holes
 and with fully masked rows; and with the INT8 operator within {bound:.0%} relative L2 over the whole model. Only models
-that run as exported can be verified. Peers are told the model type, the heads and the hidden size where they ask; what they
-fuse counts if the output is unchanged. They leave an `Attention` operator that the exporter wrote as it is.
+that run as exported can be verified. Peers are told the model type, the heads and the hidden size where they ask; what
+they fuse counts if the output is unchanged. They leave an `Attention` operator that the exporter wrote as it is.
 """
 
 
