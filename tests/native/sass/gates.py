@@ -81,7 +81,7 @@ def measure(gate: Gate, simulator: AttentionSimulator) -> dict[str, Any]:
         "blocks_per_sm": pipe_model.blocks_per_sm(arch, resources["registers"], shared_bytes, threads),
         "mma": report.mma,
         "local_in_loop": len(report.local),
-        "slow_conversions_in_loop": report.slow_conversions,
+        "slow_conversions_in_loop": len(report.slow_conversions),
         "cycles": report.cycles,
         "bottleneck": report.bottleneck,
         "mma_share": round(report.mma_share, 3),
