@@ -125,9 +125,9 @@ class Call(nn.Module):
 
 # With the usual initialization every row of P is nearly uniform, which hides a wrong scale, mask or key.
 _QK = re.compile(
-    r"query|key|q_proj|k_proj|q_lin|k_lin|c_attn|qkv|in_proj|\.[qk]\.|Attention\.[qk]\b|to_[qk]\b|Wqkv|query_key_value"
+    r"query|key|q_proj|k_proj|q_lin|k_lin|c_attn|qkv|\.[qk]\.|Attention\.[qk]\b|to_[qk]\b|Wqkv|query_key_value"
 )
-_V = re.compile(r"value|v_proj|v_lin|to_v\b|out_proj|o_proj|c_proj|to_out")
+_V = re.compile(r"value|v_proj|v_lin|to_v\b|out_proj|o_proj|c_proj|to_out|in_proj")  # in_proj starts out larger
 
 
 def prepare(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -1,0 +1,90 @@
+"""A slice of the zoo: exported, rewritten, and run in float and in INT8 against the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+import zoo
+from zoo.export import Variant, export, one_thread, variants
+from zoo.verify import INT8_BOUND, verify
+
+# The rewriter's own tests have BERT, ViT, GPT-2 and Llama; the whole zoo runs by benchmarks/coverage.py.
+FAMILIES = ("graph", "sdpa", "by hand", "torch.nn", "negative")
+EXPORTERS = (("graph", 0), ("torchscript", 17), ("dynamo", 18))
+SLICE = [v for v in variants() if zoo.DEFINITIONS[v.name].family in FAMILIES and (v.exporter, v.opset) in EXPORTERS]
+# What the rewriter leaves alone, with its reason.
+LEFT = {
+    "sinks": "Slice",
+    "split_cache": "2 consumers",
+    "scores_times_mask": "differ from key to key",
+    "qdq": "QuantizeLinear",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread() -> None:
+    one_thread()
+
+
+@pytest.mark.parametrize("variant", SLICE, ids=lambda v: v.stem)
+def test_replaced_and_still_right(variant: Variant, tmp_path: Path) -> None:
+    exported = export(variant, tmp_path)
+    if exported.file is None:
+        pytest.skip(f"the exporter refuses: {exported.error.splitlines()[0]}")
+    case = variant.build()
+    verdict = verify(tmp_path / exported.file, case, static=exported.static)
+    assert not verdict.crash
+    assert not verdict.float_wrong
+    assert verdict.int8_error < INT8_BOUND
+    if variant.name in LEFT:
+        assert any(LEFT[variant.name] in reason for reason in verdict.rejected)
+        assert verdict.replaced == 0
+    else:
+        assert verdict.replaced == case.attentions, verdict.rejected
+
+
+def test_an_export_is_kept_until_its_definition_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = next(v for v in variants(["qdq"]))
+    first = export(variant, tmp_path)
+    written = (tmp_path / "qdq-graph-0-graph.onnx").stat().st_mtime_ns
+    assert export(variant, tmp_path) == first
+    assert (tmp_path / "qdq-graph-0-graph.onnx").stat().st_mtime_ns == written
+    monkeypatch.setattr("zoo.export.key", lambda: "changed")
+    assert export(variant, tmp_path).key == "changed"
+    assert (tmp_path / "qdq-graph-0-graph.onnx").stat().st_mtime_ns > written
+
+
+def test_a_refusal_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bool:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("zoo.export._write", refuse)
+    refused = export(next(v for v in variants(["qdq"])), tmp_path)
+    assert (refused.file, refused.error) == (None, "RuntimeError: no such operator")
+    assert [p.name for p in tmp_path.iterdir()] == ["qdq-graph-0-graph.json"]
+
+
+def test_a_wrong_model_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself: a rewrite that gets the scale wrong does not pass."""
+    import onnx_ir as ir
+
+    import intfa_onnx
+    from intfa_onnx.op_schema import OP_TYPE
+
+    original = intfa_onnx.rewrite
+
+    def spoiled(path: Path, **options: bool) -> intfa_onnx.RewriteResult:
+        result = original(path, **options)
+        for node in result.model.graph.all_nodes():
+            if node.op_type == OP_TYPE:
+                node.attributes["scale"] = ir.AttrFloat32("scale", 0.1)
+        return result
+
+    (variant,) = variants(["keras_bert"])
+    path = tmp_path / str(export(variant, tmp_path).file)
+    monkeypatch.setattr(intfa_onnx, "rewrite", spoiled)
+    assert not verify(path, variant.build()).int8_error < INT8_BOUND
