@@ -6,6 +6,9 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake plugin intfa_onnx -t
 # Both run on the CPU. `make test INTFA_CUDA=ON` also compiles the CUDA kernels (nvcc; minutes per GPU architecture).
 INTFA_CUDA ?= OFF
 INSTALL = $(BIN)/python -m pip install --quiet --config-settings=cmake.define.INTFA_CUDA=$(INTFA_CUDA)
+# The tests that compile for GPUs take nvcc from the package index where the machine has none.
+NVCC_EXTRA = $(if $(shell command -v nvcc),,$(comma)nvcc)
+comma := ,
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 
@@ -35,7 +38,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
-	$(INSTALL) ".[ort,models,polygraphy,bench,dev]"
+	$(INSTALL) ".[ort,models,polygraphy,bench,dev$(NVCC_EXTRA)]"
 	@touch $(VENV)/installed $@
 
 clean:
