@@ -46,18 +46,18 @@ def test_every_case_equals_the_core(case: AttentionCase) -> None:
 def test_exported_models(name: str, tmp_path: Path) -> None:
     """The error against the float model is at most twice that of the CPU kernels."""
     pytest.importorskip("transformers")
-    import tiny
+    from zoo.export import Variant, export
 
-    case = tiny.build(name)
-    tiny.export(case, tmp_path / "float.onnx", "torchscript", 17)
-    result = intfa_onnx.rewrite(tmp_path / "float.onnx")
+    variant = Variant(name, "torchscript", 17, "eager")
+    original = tmp_path / str(export(variant, tmp_path).file)
+    result = intfa_onnx.rewrite(original)
     assert result.attentions
     result.save(tmp_path / "int8.onnx")
     sessions = [
         open_session(tmp_path / file, providers=providers)
-        for file, providers in (("float.onnx", (CPU,)), ("int8.onnx", (CPU,)), ("int8.onnx", (CUDA, CPU)))
+        for file, providers in ((original.name, (CPU,)), ("int8.onnx", (CPU,)), ("int8.onnx", (CUDA, CPU)))
     ]
-    for feed in tiny.feeds(case).values():
+    for _, feed in variant.build().feeds():
         expected, on_cpu, on_cuda = (session.run(None, feed)[0] for session in sessions)
         assert relative_error(on_cuda, expected) <= 2 * relative_error(on_cpu, expected) + 1e-4
 

@@ -74,14 +74,14 @@ def test_run_takes_other_outputs_and_providers(models: Path) -> None:
 def test_reference_of_a_whole_model(tmp_path: Path) -> None:
     """Every operator of an exported BERT has a reference, and ours equals the library's bits up to a rounding of P."""
     pytest.importorskip("transformers")
-    import tiny
+    from zoo.export import Variant, export
 
-    case = tiny.build("bert")
-    tiny.export(case, tmp_path / "model.onnx", "torchscript", 17)
-    result = intfa_onnx.rewrite(tmp_path / "model.onnx")
+    variant = Variant("bert", "torchscript", 17, "eager")
+    case = variant.build()
+    result = intfa_onnx.rewrite(tmp_path / str(export(variant, tmp_path).file))
     assert len(result.attentions) == case.attentions
     result.save(tmp_path / "int8.onnx")
-    shapes = [f"{name}:[{','.join(map(str, x.shape))}]" for name, x in case.inputs.items()]
+    shapes = [f"{name}:[{','.join(map(str, x.shape))}]" for name, x in case.feed({}).items()]
     options = ["--input-shapes", *shapes, "--val-range", "input_ids:[0,99]", "attention_mask:[1,1]"]
     said = polygraphy("run", tmp_path / "int8.onnx", "--ort-custom", "--pluginref", *options, "--atol", "1e-2")
     assert "Pass Rate: 100.00%" in said

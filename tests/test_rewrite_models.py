@@ -18,7 +18,8 @@ from intfa_onnx.reference_op import IntFlashAttention
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-import tiny
+import zoo
+from zoo.export import Variant, export
 
 VARIANTS = (
     ("torchscript", 17, "eager"),
@@ -28,17 +29,18 @@ VARIANTS = (
     ("dynamo", 23, "sdpa"),
 )
 FAST = ("bert", "vit", "gpt2", "llama")
+MODELS = ("bert", "minilm", "roberta", "distilbert", "vit", "gpt2", "llama")
 CASES = [
     pytest.param(
         name, *variant, id="-".join(map(str, (name, *variant))), marks=() if name in FAST else pytest.mark.slow
     )
-    for name in tiny.MODELS
+    for name in MODELS
     for variant in VARIANTS
 ]
 # What these exports do not run in ONNX Runtime as exported: RotaryEmbedding with cos and sin of the wrong rank.
 NOT_RUNNABLE = {("llama", "dynamo", 23)}
 
-Exported = tuple[Path, tiny.Case]
+Exported = tuple[Path, zoo.Case]
 
 
 @pytest.fixture(scope="session")
@@ -46,16 +48,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, in
     """Return a function that exports a model once per session."""
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
-    def export(name: str, exporter: str, opset: int, attention: str) -> Exported:
-        key = (name, exporter, opset, attention)
-        if key not in done:
-            case = tiny.build(name, attention)
-            path = folder / f"{name}-{exporter}-{opset}-{attention}.onnx"
-            tiny.export(case, path, exporter, opset)
-            done[key] = path, case
-        return done[key]
+    def once(name: str, exporter: str, opset: int, attention: str) -> Exported:
+        variant = Variant(name, exporter, opset, attention)
+        if variant not in done:
+            made = export(variant, folder)
+            assert made.file is not None, made.error
+            assert not made.static
+            done[variant] = folder / made.file, variant.build()
+        return done[variant]
 
-    return export
+    return once
 
 
 def run(model: onnx.ModelProto | Path, feed: dict[str, np.ndarray]) -> np.ndarray:
@@ -82,7 +84,7 @@ def test_all_replaced_and_raise_is_exact(exported, name, exporter, opset, attent
     assert not any(node.op_type in ("Softmax", "Attention") for node in model.graph.node)
     if (name, exporter, opset) in NOT_RUNNABLE:
         return
-    for label, feed in tiny.feeds(case).items():
+    for label, feed in case.feeds():
         want, got = run(path, feed), run(model, feed)
         assert np.isfinite(want).all(), label
         # Both compute in float32 in another order; the scale is multiplied before or after the product (2 ulp of a
@@ -109,7 +111,7 @@ def test_error_of_int8(exported, name, precision):
     original, rewritten = onnx.load(path), result.to_proto()
     original.graph.output.append(first)
     rewritten.graph.output.append(first)
-    for label, feed in tiny.feeds(case).items():
+    for label, feed in case.feeds():
         want = ReferenceEvaluator(original, new_ops=[GatherElements]).run(None, feed)
         got = ReferenceEvaluator(rewritten, new_ops=[GatherElements, IntFlashAttention]).run(None, feed)
         for position, stage in ((1, "first attention"), (0, "model")):
