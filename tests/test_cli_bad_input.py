@@ -83,15 +83,12 @@ def test_unknown_opset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "out.onnx").exists()
 
 
-@pytest.mark.parametrize("head_dim", [12, 264])
-def test_unsupported_head_size_is_rejected_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], head_dim: int
-) -> None:
-    model = save(attention_model(head_dim), tmp_path / "model.onnx")
+def test_unsupported_head_size_is_rejected_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save(attention_model(264), tmp_path / "model.onnx")
     assert main(["rewrite", str(model), "-o", str(tmp_path / "out.onnx"), "--json"]) == 0
     (attention,) = json.loads(capsys.readouterr().out)["attentions"]
     assert attention["decision"] == "rejected"
-    assert str(head_dim) in attention["reason"]
+    assert "264" in attention["reason"]
     assert "256" in attention["reason"], "says what is supported"
     onnx.checker.check_model(str(tmp_path / "out.onnx"))
 
