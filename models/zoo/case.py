@@ -130,12 +130,16 @@ _QK = re.compile(
 _V = re.compile(r"value|v_proj|v_lin|to_v\b|out_proj|o_proj|c_proj|to_out|in_proj")  # in_proj starts out larger
 
 
-def prepare(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Enlarge the projections' weights, so that scores spread over several nats; return the model for inference."""
+def prepare(model: nn.Module, dtype: torch.dtype = torch.float32, gain: float = 8) -> nn.Module:
+    """Enlarge the projections' weights, so that scores spread over several nats; return the model for inference.
+
+    The gain suits weights that start at a standard deviation of 0.02. Far more spread makes every row of P one-hot,
+    where the least error in a score picks another key.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and _QK.search(name):
-                parameter.mul_(8)
+                parameter.mul_(gain)
             elif parameter.dim() >= 2 and _V.search(name):
                 parameter.mul_(3)
     return model.eval().to(dtype)

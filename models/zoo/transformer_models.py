@@ -60,8 +60,10 @@ _TEXT = {"batch": 2, "seq": 12}
 # ---- encoders ----
 
 
-def _encoder(model: Any, attentions: int = LAYERS, peer: str = "bert", dtype: torch.dtype = torch.float32) -> Case:
-    module = Call(prepare(model, dtype), lambda m, i, a: m(input_ids=i, attention_mask=a).last_hidden_state)
+def _encoder(
+    model: Any, attentions: int = LAYERS, peer: str = "bert", dtype: torch.dtype = torch.float32, gain: float = 8
+) -> Case:
+    module = Call(prepare(model, dtype, gain), lambda m, i, a: m(input_ids=i, attention_mask=a).last_hidden_state)
     inputs = {"input_ids": Input("ids", ("batch", "seq")), "attention_mask": Input("mask", ("batch", "seq"))}
     return Case(module, inputs, _TEXT, attentions, peer=(peer, HEADS, HIDDEN), dtype=dtype)
 
@@ -195,9 +197,14 @@ def wav2vec2(attention: str) -> Case:
 
 
 def _vision(
-    model: Any, attentions: int = LAYERS, size: int = 32, peer: str = "vit", dtype: torch.dtype = torch.float32
+    model: Any,
+    attentions: int = LAYERS,
+    size: int = 32,
+    peer: str = "vit",
+    dtype: torch.dtype = torch.float32,
+    gain: float = 8,
 ) -> Case:
-    module = Call(prepare(model, dtype), lambda m, x: m(pixel_values=x).last_hidden_state)
+    module = Call(prepare(model, dtype, gain), lambda m, x: m(pixel_values=x).last_hidden_state)
     inputs = {"pixel_values": Input("float", ("batch", 3, size, size))}
     return Case(module, inputs, {"batch": 2}, attentions, peer=(peer, HEADS, HIDDEN), dtype=dtype)
 
@@ -226,7 +233,8 @@ def dinov2(attention: str) -> Case:
 @define("vision")
 def siglip(attention: str) -> Case:
     """The pooling head, a third attention, is no ancestor of the output."""
-    return _vision(t.SiglipVisionModel(t.SiglipVisionConfig(**_VIT, attn_implementation=attention)), peer="clip")
+    model = t.SiglipVisionModel(t.SiglipVisionConfig(**_VIT, attn_implementation=attention))
+    return _vision(model, peer="clip", gain=2)  # its weights start out larger
 
 
 @define("vision")
@@ -460,7 +468,7 @@ def bloom(attention: str) -> Case:
 # ---- encoder and decoder ----
 
 
-def _seq2seq(model: Any, peer: str) -> Case:
+def _seq2seq(model: Any, peer: str, gain: float = 8) -> Case:
     def function(m: Any, ids: torch.Tensor, mask: torch.Tensor, decoder_ids: torch.Tensor) -> torch.Tensor:
         return m(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False)[0]
 
@@ -470,18 +478,20 @@ def _seq2seq(model: Any, peer: str) -> Case:
         "decoder_input_ids": Input("ids", ("batch", "target")),
     }
     sizes = {"batch": 2, "source": 12, "target": 7}
-    return Case(Call(prepare(model), function), inputs, sizes, 3 * LAYERS, peer=(peer, HEADS, HIDDEN))
+    module = Call(prepare(model, gain=gain), function)
+    return Case(module, inputs, sizes, 3 * LAYERS, peer=(peer, HEADS, HIDDEN))
 
 
 @define("encoder")
 def t5_encoder(attention: str) -> Case:
-    return _encoder(t.T5EncoderModel(t.T5Config(**_T5, attn_implementation=attention)), peer="t5")
+    model = t.T5EncoderModel(t.T5Config(**_T5, attn_implementation=attention))
+    return _encoder(model, peer="t5", gain=2)  # no scale, and larger weights
 
 
 @define("encoder-decoder")
 def t5(attention: str) -> Case:
     """No scale; a learned bias per head and distance."""
-    return _seq2seq(t.T5ForConditionalGeneration(t.T5Config(**_T5, attn_implementation=attention)), "t5")
+    return _seq2seq(t.T5ForConditionalGeneration(t.T5Config(**_T5, attn_implementation=attention)), "t5", gain=2)
 
 
 @define("encoder-decoder")
