@@ -220,12 +220,11 @@ def test_parser_reads_a_rewritten_minilm(library: Path, tmp_path: Path) -> None:
     """An exported encoder of MiniLM's shape, with its padding mask: its first layer arrives with its own values."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    import tiny
+    from zoo.export import Variant, export
 
-    source, case = tmp_path / "minilm.onnx", tiny.build("minilm", "sdpa")
-    tiny.export(case, source)
-    result = intfa_onnx.rewrite(source, target="trt")
-    assert [a.decision for a in result.attentions] == ["replaced"] * case.attentions
+    variant = Variant("minilm", "dynamo", 18, "sdpa")
+    result = intfa_onnx.rewrite(tmp_path / str(export(variant, tmp_path).file), target="trt")
+    assert [a.decision for a in result.attentions] == ["replaced"] * variant.build().attentions
     model = result.to_proto()
     node = next(n for n in model.graph.node if n.op_type == op_schema.OP_TYPE)
     assert len(node.input) == 4  # with a mask

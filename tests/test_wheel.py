@@ -29,7 +29,7 @@ print(intfa_onnx.__file__)
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: x for name, x in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     answer = subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, (answer.stdout + answer.stderr)[-3000:]
     return answer.stdout
