@@ -68,7 +68,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "per instance": verified / count if count else None,
         "mean over models": sum(r["verified"] / r["attentions"] for r in fusible) / len(fusible) if fusible else None,
         "wrong": sum(r["wrong"] for r in rows),
-        "too many": sum(max(0, r["replaced"] - r["attentions"]) for r in rows),
+        "negatives fused": sum(r["replaced"] for r in rows if r["negative"]),
+        "too many": sum(max(0, r["replaced"] - r["attentions"]) for r in rows if not r["negative"]),
         "crashes": sum(bool(r["crash"]) for r in rows),
     }
 
@@ -103,10 +104,9 @@ def _table(rows: list[dict[str, Any]], group: Callable[[dict[str, Any]], str]) -
     for name, members in sorted(groups.items()):
         s = summary(members)
         fused = [sum(r["peers"].get(p, 0) for r in members if isinstance(r["peers"].get(p, 0), int)) for p in peers]
-        yield (
-            f"| {name} | {s['models']} | {s['fusible']} | {s['verified']} | {s['wrong'] + s['too many']} | "
-            f"{' | '.join(map(str, fused))} |"
-        )
+        wrong = s["wrong"] + s["negatives fused"] + s["too many"]
+        cells = (name, s["models"], s["fusible"], s["verified"], wrong, *fused)
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def _absorbed(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -172,7 +172,7 @@ def main(
     output.write_text(page(document), encoding="utf-8")
     total = summary(document["results"])
     print(json.dumps(total) if as_json else "\n".join(f"{name}: {value}" for name, value in total.items()))
-    raise typer.Exit(1 if total["wrong"] or total["too many"] or total["crashes"] else 0)
+    raise typer.Exit(1 if any(total[x] for x in ("wrong", "negatives fused", "too many", "crashes")) else 0)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from zoo.case import Case
 
 # Float against float: rounding in another order, over a few layers. Relative to the largest value of the output.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
-# After lowering, relative L2: one attention is within 3 % on all data of docs/accuracy.md, and these models stack up to
-# nine with enlarged weights. A wrong mask or scale is far beyond: it shows in float already.
-INT8_BOUND = 0.1
+# After lowering, relative L2: one attention is within 3 % on all data of docs/accuracy.md, these models have up to
+# nine, and errors of different layers add up in squares. What a wrong mask or scale does shows in float already.
+INT8_BOUND = 0.03 * 9**0.5
 
 _PEER_OPS = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention")
 

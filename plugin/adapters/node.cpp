@@ -186,6 +186,26 @@ ElementType output_type(const Attributes& attributes, ElementType q_type) {
   return type;
 }
 
+AttentionTensors bind(const std::array<const void*, kNumInputs>& inputs,
+                      const std::array<void*, kNumOutputs>& outputs) {
+  AttentionTensors t;
+  t.q = inputs[kQ];
+  t.k = inputs[kK];
+  t.v = inputs[kV];
+  t.past_key = inputs[kPastKey];
+  t.past_value = inputs[kPastValue];
+  t.mask = inputs[kMask];
+  t.nonpad_kv_seqlen = static_cast<const int64_t*>(inputs[kNonpad]);
+  t.q_scale = static_cast<const float*>(inputs[kQScale]);
+  t.k_scale = static_cast<const float*>(inputs[kKScale]);
+  t.v_scale = static_cast<const float*>(inputs[kVScale]);
+  t.y = outputs[kY];
+  t.present_key = outputs[kPresentKey];
+  t.present_value = outputs[kPresentValue];
+  t.lse = static_cast<float*>(outputs[kLse]);
+  return t;
+}
+
 AttentionProblem problem_of(const Attributes& attributes, const Inputs& in) {
   AttentionProblem p = problem_of(attributes);
   const HeadsView q = heads_view("Q", in[kQ].shape, attributes.q_num_heads, "q_num_heads");

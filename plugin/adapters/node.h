@@ -80,6 +80,9 @@ AttentionProblem problem_of(const Attributes& attributes);
 // Y's type where Q has type `q_type`.
 ElementType output_type(const Attributes& attributes, ElementType q_type);
 
+// A node's tensors by position; null where one is absent or not wanted. The workspace is the caller's to add.
+AttentionTensors bind(const std::array<const void*, kNumInputs>& inputs, const std::array<void*, kNumOutputs>& outputs);
+
 // The whole problem. Y is [B, Hq, Sq, Dv], or [B, Sq, Hq * Dv] where Q is 3-D.
 AttentionProblem problem_of(const Attributes& attributes, const Inputs& inputs);
 

@@ -158,22 +158,12 @@ void Kernel::compute(OrtKernelContext* raw_context) const {
     Ort::UnownedValue value = context.GetOutput(index, shape);
     return value ? value.GetTensorMutableRawData() : nullptr;
   };
-  AttentionTensors t;
-  t.q = in.data[kQ];
-  t.k = in.data[kK];
-  t.v = in.data[kV];
-  t.past_key = in.data[kPastKey];
-  t.past_value = in.data[kPastValue];
-  t.mask = in.data[kMask];
-  t.nonpad_kv_seqlen = static_cast<const int64_t*>(in.data[kNonpad]);
-  t.q_scale = static_cast<const float*>(in.data[kQScale]);
-  t.k_scale = static_cast<const float*>(in.data[kKScale]);
-  t.v_scale = static_cast<const float*>(in.data[kVScale]);
-  t.y = output(kY, in.described[kQ].shape.size() == 3 ? Shape{p.batch, p.seqlen_q, p.num_heads * p.head_dim_v}
-                                                      : Shape{p.batch, p.num_heads, p.seqlen_q, p.head_dim_v});
-  t.present_key = output(kPresentKey, {p.batch, p.kv_num_heads, p.seqlen_kv(), p.head_dim});
-  t.present_value = output(kPresentValue, {p.batch, p.kv_num_heads, p.seqlen_kv(), p.head_dim_v});
-  t.lse = static_cast<float*>(output(kLse, {p.batch, p.num_heads, p.seqlen_q}));
+  const bool packed = in.described[kQ].shape.size() == 3;
+  AttentionTensors t = bind(in.data, {output(kY, packed ? Shape{p.batch, p.seqlen_q, p.num_heads * p.head_dim_v}
+                                                        : Shape{p.batch, p.num_heads, p.seqlen_q, p.head_dim_v}),
+                                      output(kPresentKey, {p.batch, p.kv_num_heads, p.seqlen_kv(), p.head_dim}),
+                                      output(kPresentValue, {p.batch, p.kv_num_heads, p.seqlen_kv(), p.head_dim_v}),
+                                      output(kLse, {p.batch, p.num_heads, p.seqlen_q})});
 
   const Workspace workspace(allocator_, raw_context, execution, bytes);
   t.workspace = workspace.data();

@@ -1,6 +1,7 @@
 #include "adapters/trt_plugin.h"
 
 #include <algorithm>
+#include <array>
 
 #include "adapters/trt_fields.h"
 #include "adapters/trt_host.h"
@@ -322,28 +323,14 @@ int32_t Plugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, con
   return guarded(name_.c_str(), [&] {
     if (num_inputs_ == 0) refuse("enqueue was called before onShapeChange");
     const AttentionProblem now = problem(tensors_of(in, num_inputs_));
-    const auto input = [&](node::Input which) -> const void* {
-      const int32_t position = position_of(which, num_inputs_);
-      return position < 0 ? nullptr : inputs[position];
-    };
-    const auto output = [&](node::Output which) {
-      return which < attributes_.plugin_outputs ? outputs[which] : nullptr;
-    };
-    AttentionTensors t;
-    t.q = input(node::kQ);
-    t.k = input(node::kK);
-    t.v = input(node::kV);
-    t.past_key = input(node::kPastKey);
-    t.past_value = input(node::kPastValue);
-    t.mask = input(node::kMask);
-    t.nonpad_kv_seqlen = static_cast<const int64_t*>(input(node::kNonpad));
-    t.q_scale = static_cast<const float*>(input(node::kQScale));
-    t.k_scale = static_cast<const float*>(input(node::kKScale));
-    t.v_scale = static_cast<const float*>(input(node::kVScale));
-    t.y = output(node::kY);
-    t.present_key = output(node::kPresentKey);
-    t.present_value = output(node::kPresentValue);
-    t.lse = static_cast<float*>(output(node::kLse));
+    std::array<const void*, node::kNumInputs> given{};
+    for (int i = 0; i < node::kNumInputs; ++i) {
+      const int32_t position = position_of(static_cast<node::Input>(i), num_inputs_);
+      if (position >= 0) given[i] = inputs[position];
+    }
+    std::array<void*, node::kNumOutputs> wanted{};
+    std::copy_n(outputs, attributes_.plugin_outputs, wanted.begin());
+    AttentionTensors t = node::bind(given, wanted);
     t.workspace = workspace;
     check(run(now, t, {.device = kDevice, .stream = stream}));
   });
