@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake plugin intfa_onnx -type f -not -name '*.pyc')
-# Both run on the CPU. `make test INTFA_CUDA=ON` also compiles the CUDA kernels (nvcc; minutes per GPU architecture).
-INTFA_CUDA ?= OFF
-INSTALL = $(BIN)/python -m pip install --quiet --config-settings=cmake.define.INTFA_CUDA=$(INTFA_CUDA)
-# The tests that compile for GPUs take nvcc from the package index where the machine has none.
-NVCC_EXTRA = $(if $(shell command -v nvcc),,$(comma)nvcc)
+# Both run on the CPU. The tests also look at the CUDA code in the libraries; a release has it for all architectures.
+CUDA_ARCHITECTURES ?= 80;90a
+INSTALL = $(BIN)/python -m pip install --quiet --config-settings=cmake.define
+# Where the machine has no nvcc, the build and the tests take it from the package index.
+NVCC_MISSING = $(if $(shell command -v nvcc),,yes)
 comma := ,
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
@@ -34,11 +34,13 @@ $(VENV)/torch: $(VENV)/created
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(INSTALL) ".[ort,models,polygraphy]"
+	$(INSTALL).INTFA_CUDA=OFF ".[ort,models,polygraphy]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
-	$(INSTALL) ".[ort,models,polygraphy,bench,dev$(NVCC_EXTRA)]"
+	$(if $(NVCC_MISSING),INTFA_NVCC=pip) $(INSTALL).INTFA_CUDA=ON \
+	  "--config-settings=cmake.define.INTFA_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
+	  ".[ort,models,polygraphy,bench,dev$(if $(NVCC_MISSING),$(comma)nvcc)]"
 	@touch $(VENV)/installed $@
 
 clean:

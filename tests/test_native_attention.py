@@ -14,7 +14,7 @@ from typing import Any
 import c_abi
 import numpy as np
 import pytest
-from c_abi import CUDA, INVALID_ARGUMENT, OK, UNSUPPORTED, make_call
+from c_abi import INVALID_ARGUMENT, OK, UNSUPPORTED, make_call
 from cases import CASES, AttentionCase, typed_inputs
 from truth import HALF, PAPER, PAPER_HALF, TILE, Scheme, truth_of
 
@@ -317,13 +317,6 @@ def test_empty_problems_do_nothing() -> None:
     assert call.run() == (OK, "")
     assert not call.arrays["y"].any()
     assert np.isneginf(call.arrays["lse"]).all()
-
-
-def test_cuda_is_refused_without_cuda_kernels() -> None:
-    code, message = make_call(BY_NAME["plain"]).validate(CUDA)
-    if code == OK:
-        pytest.skip("this library has CUDA kernels")
-    assert (code, "INTFA_CUDA=ON" in message) == (UNSUPPORTED, True)
 
 
 def test_log_names_the_choice() -> None:
