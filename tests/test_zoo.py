@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import zoo
+from zoo import digest
 from zoo.export import Variant, export, one_thread, variants
 from zoo.verify import INT8_BOUND, verify
 
@@ -53,9 +55,44 @@ def test_an_export_is_kept_until_its_definition_changes(tmp_path: Path, monkeypa
     written = (tmp_path / "qdq-graph-0-graph.onnx").stat().st_mtime_ns
     assert export(variant, tmp_path) == first
     assert (tmp_path / "qdq-graph-0-graph.onnx").stat().st_mtime_ns == written
-    monkeypatch.setattr("zoo.export.key", lambda: "changed")
+    monkeypatch.setattr("zoo.export.key", lambda _: "changed")
     assert export(variant, tmp_path).key == "changed"
     assert (tmp_path / "qdq-graph-0-graph.onnx").stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "changed"),
+    [
+        ("torch_modules", "# ---- by hand ----", "def added():\n    return _TEXT\n", set()),
+        ("torch_modules", '"""As in timm', '"""As in timm\'s older', set()),
+        ("torch_modules", "is_causal=True))", "is_causal=True, scale=1))", {"sdpa_causal"}),
+        ("torch_modules", "_TOKENS = {", "_TOKENS = {**{}, ", {"packed_qkv"}),
+        ("case", "3:] = False", "2:] = False", {"sdpa_causal", "packed_qkv", "bert"}),
+        ("case", "parameter.mul_(3)", "parameter.mul_(4)", {"packed_qkv", "bert"}),
+        ("transformer_models", "HIDDEN, HEADS, LAYERS = 64", "HIDDEN, HEADS, LAYERS = 32", {"bert"}),
+        ("export", "external_data=False", "external_data=True", {"sdpa_causal", "packed_qkv", "bert"}),
+    ],
+)
+def test_a_key_changes_with_what_the_definition_reaches(
+    module: str, old: str, new: str, changed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> dict[str, str]:
+        digest._names.cache_clear()
+        digest.digest.cache_clear()
+        names = {"sdpa_causal": "torch_modules", "packed_qkv": "torch_modules", "bert": "transformer_models"}
+        return {name: digest.digest(source, name) for name, source in names.items()}
+
+    before = keys()
+    shutil.copytree(digest.FOLDER, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(digest, "FOLDER", tmp_path)
+    assert keys() == before
+    source = (tmp_path / f"{module}.py").read_text()
+    assert old in source
+    (tmp_path / f"{module}.py").write_text(source.replace(old, new, 1))
+    after = keys()
+    monkeypatch.undo()
+    assert keys() == before
+    assert {name for name in before if before[name] != after[name]} == changed
 
 
 def test_a_refusal_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

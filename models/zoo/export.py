@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ import torch
 import transformers
 
 from zoo.case import DEFINITIONS, Case
+from zoo.digest import digest
 
 USUAL = (("torchscript", 17), ("dynamo", 18), ("dynamo", 23))
 
@@ -48,7 +48,7 @@ class Exported:
 
     Attributes:
         static: the exporter refused dynamic axes, and took the sizes as they were.
-        key: changes with the definitions and with the exporters' versions.
+        key: changes with the definition, the exporter and their libraries' versions.
     """
 
     variant: Variant
@@ -79,17 +79,15 @@ def variants(names: list[str] | None = None) -> list[Variant]:
     return found
 
 
-def key() -> str:
-    """Return a digest of all that an exported file depends on."""
-    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__} {onnx.__version__}".encode())
-    for source in ("case", "export", "graphs", "torch_modules", "transformer_models"):
-        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
-    return digest.hexdigest()[:16]
+def key(variant: Variant) -> str:
+    """Return a digest of all that the exported file depends on."""
+    build = DEFINITIONS[variant.name].build
+    return digest(build.__module__.removeprefix("zoo."), build.__name__)
 
 
 def export(variant: Variant, folder: Path) -> Exported:
     """Export one variant, or return what an earlier call left in the folder."""
-    record, path, now = folder / f"{variant.stem}.json", folder / f"{variant.stem}.onnx", key()
+    record, path, now = folder / f"{variant.stem}.json", folder / f"{variant.stem}.onnx", key(variant)
     if record.exists():
         known = json.loads(record.read_text())
         if known["key"] == now:
