@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.match import Call, Const, Operand, Result
+from intfa_onnx.patterns.match import Call, Const, Operand, Result, Shared
 
 # From this opset on, ``axes`` is an input instead of an attribute.
-_AXES_INPUT_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13, "ReduceMax": 18, "ReduceProd": 18}
+_AXES_INPUT_SINCE = {
+    "Squeeze": 13,
+    "Unsqueeze": 13,
+    "ReduceSum": 13,
+    "ReduceMax": 18,
+    "ReduceMean": 18,
+    "ReduceProd": 18,
+}
 
 
 class Names:
-    """Names that are not yet taken in a model."""
+    """Names that are not yet taken in a model.
+
+    Attributes:
+        shared: the value of each ``Shared`` expression that stands in the model, by its graph and structure.
+    """
 
     def __init__(self, model: ir.Model):
+        self.shared: dict[Hashable, ir.Value] = {}
         graphs: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
         self._taken: set[str | None] = set()
         for graph in graphs:
@@ -59,9 +72,21 @@ class Emitter:
         if isinstance(operand, Result):
             assert self._result is not None
             return self._result
+        if isinstance(operand, Shared):
+            return self._shared(operand)
         if operand not in self._done:
             self._done[operand] = self._constant(operand) if isinstance(operand, Const) else self._call(operand)
         return self._done[operand]
+
+    def _shared(self, operand: Shared) -> ir.Value:
+        graph = operand.before.graph
+        assert graph is not None
+        key = graph, _structure(operand.expression)
+        if key not in self._names.shared:
+            emitter = Emitter(self._opset, self._names, f"{self._prefix}/shared")
+            self._names.shared[key] = emitter.value(operand.expression)
+            graph.insert_before(operand.before, emitter.nodes)
+        return self._names.shared[key]
 
     def _constant(self, operand: Const) -> ir.Value:
         return self._node("Constant", [], {"value": ir.tensor(operand.array)})
@@ -79,3 +104,14 @@ class Emitter:
         node.outputs[0].name = self._names.unique(f"{name}_output")
         self.nodes.append(node)
         return node.outputs[0]
+
+
+def _structure(operand: Operand) -> Hashable:
+    """Return what two operands have in common exactly if they are the same computation."""
+    if isinstance(operand, Shared):
+        return _structure(operand.expression)
+    if isinstance(operand, Const):
+        return operand.array.dtype.str, operand.array.shape, operand.array.tobytes()
+    if isinstance(operand, Call):
+        return operand.op_type, tuple(_structure(i) for i in operand.inputs), repr(sorted(operand.attributes.items()))
+    return operand

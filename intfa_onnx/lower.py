@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from intfa_onnx import op_schema
 from intfa_onnx.emit import Emitter, Names
-from intfa_onnx.patterns.match import AttentionMatch, Call, Const, Operand, node_name
+from intfa_onnx.patterns.match import AttentionMatch, Call, Const, Operand, Shared, node_name
 from intfa_onnx.patterns.view import View
 from intfa_onnx.plan import Options
 
@@ -50,6 +50,8 @@ def _is_bool(view: View, mask: Operand | None) -> bool:
         if (dtype := view.dtype(mask)) is not None or (node := mask.producer()) is None:
             return dtype == ir.DataType.BOOL
         mask = Call(node.op_type, tuple(i for i in node.inputs if i is not None))
+    if isinstance(mask, Shared):
+        return _is_bool(view, mask.expression)
     if not isinstance(mask, Call):
         return isinstance(mask, Const) and mask.array.dtype == np.bool_
     if mask.op_type in ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Transpose", "Concat"):

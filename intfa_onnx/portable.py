@@ -41,6 +41,7 @@ class Configuration:
     is_causal: bool
     window_left: int
     window_right: int
+    lower_right: bool
 
 
 def add_functions(model: ir.Model, view: View, nodes: list[tuple[ir.Node, int, int | None, int | None]]) -> None:
@@ -90,6 +91,7 @@ def _configuration(
         is_causal=bool(attribute("is_causal")),
         window_left=int(attribute("window_left")),
         window_right=int(attribute("window_right")),
+        lower_right=attribute("causal_alignment") == "lower_right",
     )
 
 
@@ -159,7 +161,7 @@ def _body(x: dict[str, ir.Value], c: Configuration) -> list[Operand]:
 
 
 def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_kv: Operand) -> list[Operand]:
-    """Boolean masks [.., Sq, Skv] of padding, causality and window, with the standard alignment."""
+    """Boolean masks [.., Sq, Skv] of padding, causality and window."""
     zero, one = _i(0), _i(1)
     rows = Call("Unsqueeze", (Call("Range", (zero, _scalar(seqlen_q), one)),), {"axes": [1]})
     columns = Call("Unsqueeze", (Call("Range", (zero, _scalar(seqlen_kv), one)),), {"axes": [0]})
@@ -169,6 +171,8 @@ def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_
     offset: Operand = zero
     if nonpad is not None:
         offset = Call("Sub", (nonpad, seqlen_q))
+    elif c.lower_right:
+        offset = Call("Sub", (seqlen_kv, seqlen_q))
     elif "past_key" in x:
         offset = _size(x["past_key"], 2)
     position = Call("Add", (rows, offset))

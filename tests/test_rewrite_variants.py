@@ -261,14 +261,9 @@ CAUSAL = {
 NOT_CAUSAL = {
     "strictly less": "C = Less (k2, q2)\n",
     "exchanged": "C = LessOrEqual (q2, k2)\n",
-    "above the diagonal": "t = Trilu <upper = 0> (ones, i1)\n C = Cast <to = 9> (t)\n",
     "upper triangle": "t = Trilu (ones)\n C = Cast <to = 9> (t)\n",
-    "shifted": "q3 = Add (q2, i1)\n C = LessOrEqual (k2, q3)\n",
     "from one": (
         "kr1 = Range (i1, sk, i1)\n k3 = Unsqueeze (kr1, first)\n k4 = Pad (k3, pads, i0)\n C = LessOrEqual (k4, q2)\n"
-    ),
-    "queries from one": (
-        "sq_1 = Add (sq, i1)\n qr1 = Range (i1, sq_1, i1)\n q3 = Unsqueeze (qr1, last)\n C = LessOrEqual (k2, q3)\n"
     ),
     "with padding": "c = LessOrEqual (k2, q2)\n C = And (c, M)\n",
 }

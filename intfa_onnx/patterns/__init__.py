@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from intfa_onnx.patterns import contrib, decomposed, fused, softmax, standard
 from intfa_onnx.patterns.absorb import absorb
+from intfa_onnx.patterns.causal import absorb_positions
 from intfa_onnx.patterns.match import AttentionMatch, NoMatch, Rejection
 from intfa_onnx.patterns.view import View
 
@@ -43,6 +44,6 @@ def match_anchor(view: View, family: Family, anchor: ir.Node) -> AttentionMatch 
     """Match one anchor and absorb what can be absorbed."""
     try:
         match = family.match(view, anchor)
-        return absorb(view, match) if match.around else match
+        return absorb_positions(view, absorb(view, match) if match.around else match)
     except NoMatch as reason:
         return Rejection(anchor, family.NAME, str(reason), supported=family.NAME == fused.NAME)

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.causal import is_anti_causal, is_causal
 from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.match import (
     RESULT,
@@ -186,35 +185,6 @@ def _bool_mask(view: View, match: AttentionMatch) -> AttentionMatch:
     return match
 
 
-def _causal_mask(view: View, match: AttentionMatch) -> AttentionMatch:
-    """Give a mask that is only causal as an attribute: half of the work, and no S x S tensor.
-
-    A row always has its first key, so it does not matter whether the mask excludes with -inf or with finfo.min.
-    """
-    mask = match.inputs.get("attn_mask")
-    call = _operation(mask)
-    attend: Operand | None = mask if isinstance(mask, ir.Value) and view.dtype(mask) == ir.DataType.BOOL else None
-    excluded: Operand | None = None
-    if call is not None and call.op_type == "Not":
-        excluded = call.inputs[0]
-    elif call is not None and call.op_type == "Where":
-        kept, dropped = (_number(view, x) for x in call.inputs[1:])
-        lowest = -1e30 if match.dtype != ir.DataType.FLOAT16 else -6e4
-        if kept == 0 and dropped is not None and dropped <= lowest:
-            attend = call.inputs[0]
-        elif dropped == 0 and kept is not None and kept <= lowest:
-            excluded = call.inputs[0]
-    attends = isinstance(attend, ir.Value) and is_causal(view, attend)
-    if not attends and not (isinstance(excluded, ir.Value) and is_anti_causal(view, excluded)):
-        return match
-    inputs = {name: x for name, x in match.inputs.items() if name != "attn_mask"}
-    absorbed = (*(a for a in match.absorbed if a != "mask"), "causal")
-    notes = tuple(n for n in match.notes if "every key masked" not in n)
-    return replace(
-        match, inputs=inputs, attributes={**match.attributes, "is_causal": 1}, absorbed=absorbed, notes=notes
-    )
-
-
 def _number(view: View, x: Operand) -> float | None:
     if isinstance(x, Const):
         return float(x.array) if x.array.size == 1 else None
@@ -369,7 +339,6 @@ _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
     _grouped_queries,
     _zero_mask,
     _bool_mask,
-    _causal_mask,
     _broadcast,
     _four_axes,
     _packed_heads,

@@ -1,84 +1,316 @@
-"""Which boolean masks are provably causal: query i attends key j exactly where j <= i."""
+"""Causal and sliding-window masks as attributes of the operator, instead of a tensor [B, 1, Sq, Skv].
+
+The mask is read as a conjunction of conditions on query i, key j and batch (``elements``). Conditions on ``j - i``
+become ``is_causal`` and the window, conditions that always hold go, and what is left, the padding, becomes a mask
+[B, 1, 1, Skv] that all attentions with this mask share. A mask that is not understood as a whole stays as it is.
+
+Rows without a key decide whether that is exact. Where the mask excludes with -inf they give 0 (or NaN) before, and 0 in
+the operator. Where it excludes with the least float they average V over *all* keys, whereas the operator knows only the
+keys that the attributes leave: the average is then put into these rows afterwards (``_average_rows``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.view import View, int_attribute
+from intfa_onnx.patterns.elements import AtLeastZero, Conjunction, Elements, Given, operation, positions
+from intfa_onnx.patterns.linear import Axis, Linear, size_form
+from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, Shared, shape_slice, substitute
+from intfa_onnx.patterns.view import View
 
-_SAME_TRUTH = ("Identity", "Cast", "Expand", "Unsqueeze")
-
-
-def is_causal(view: View, attend: ir.Value | None) -> bool:
-    """Return whether ``attend`` [..., Sq, Skv] is ``j <= i``: a lower triangle, or a comparison of two ranges."""
-    node = attend.producer() if attend is not None else None
-    if node is None:
-        return False
-    first, second = (*node.inputs, None, None)[:2]
-    if node.op_type == "Not":
-        return is_anti_causal(view, first)
-    if node.op_type in ("LessOrEqual", "GreaterOrEqual"):
-        keys, queries = (first, second) if node.op_type == "LessOrEqual" else (second, first)
-        return _is_range_along(view, keys, -1) and _is_range_along(view, queries, -2)
-    if node.op_type == "Trilu":
-        return _is_lower_triangle(view, attend)
-    if node.op_type == "And":
-        return any(_is_true(view, a) and is_causal(view, b) for a, b in ((first, second), (second, first)))
-    if node.op_type in _SAME_TRUTH:
-        return is_causal(view, first)
-    return False
+_KEY, _QUERY = Axis(1), Axis(2)
+# A score that gets at most this is out, unless its whole row does: exp(-1e4 - max) is 0 in every float type.
+_OUT = -1e4
 
 
-def is_anti_causal(view: View, excluded: ir.Value | None) -> bool:
-    """Return whether ``excluded`` [..., Sq, Skv] is ``j > i``: zeros of a lower triangle, or a comparison of ranges."""
-    node = excluded.producer() if excluded is not None else None
-    if node is None:
-        return False
-    first, second = (*node.inputs, None, None)[:2]
-    if node.op_type == "Equal":
-        return view.scalar(second) == 0 and _is_lower_triangle(view, first)
-    if node.op_type in ("Less", "Greater"):
-        queries, keys = (first, second) if node.op_type == "Less" else (second, first)
-        return _is_range_along(view, keys, -1) and _is_range_along(view, queries, -2)
-    return False
+class _Stays(Exception):
+    """Ends the reading of a mask; carries the reason."""
 
 
-def _is_lower_triangle(view: View, value: ir.Value | None) -> bool:
-    """Whether this is a Trilu of ones that keeps the diagonal and what is below."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Trilu" or int_attribute(node, "upper", 1):
-        return False
-    diagonal = view.scalar(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else 0
-    return diagonal == 0 and _is_true(view, node.inputs[0])
+@dataclass(frozen=True)
+class _Layer:
+    """0 where all of ``attended`` holds, else ``fill``. A mask is a sum of layers."""
+
+    attended: Conjunction
+    fill: float
+    condition: ir.Value  # of which ``attended`` is the meaning
+
+    def padding(self) -> tuple[Given, ...]:
+        """Return the conditions on the key alone."""
+        return tuple(t for t in self.attended if isinstance(t, Given))
 
 
-def _is_true(view: View, value: ir.Value | None) -> bool:
-    """Whether every element is one."""
-    constant, node = view.constant(value), value.producer() if value is not None else None
-    if constant is not None:
-        return bool((constant == 1).all())
-    if node is None:
-        return False
-    if node.op_type == "ConstantOfShape":
-        fill = node.attributes.get("value")
-        return fill is not None and bool((fill.as_tensor().numpy() == 1).all())
-    return node.op_type in _SAME_TRUTH and _is_true(view, node.inputs[0])
+@dataclass(frozen=True)
+class _Band:
+    """Which keys a query attends: ``i + offset - left <= j <= i + offset + right``; None: no limit."""
+
+    left: int | None
+    right: int | None
+    offset: Linear
+    square: bool  # as many queries as keys
+
+    def any_key(self) -> bool:
+        """Return whether every query provably attends a key."""
+        if not self.offset.never_negative():
+            return False
+        return self.left is None or self.square or bool(self.offset.terms)
 
 
-def _is_range_along(view: View, value: ir.Value | None, axis: int) -> bool:
-    """Whether this is 0, 1, 2, ... along one axis (counted from the back) and one element wide elsewhere."""
-    rank = view.rank(value)
-    node = value.producer() if value is not None else None
-    if value is None or node is None or rank is None:
-        return False
-    if rank < -axis or any(view.dim(value, a) != 1 for a in range(rank) if a != rank + axis):
-        return False
-    while node is not None and node.op_type in ("Unsqueeze", "Cast", "Identity", "Reshape"):
-        source = node.inputs[0]
-        node = source.producer() if source is not None else None
-    return (
-        node is not None
-        and node.op_type == "Range"
-        and view.scalar(node.inputs[0]) == 0
-        and view.scalar(node.inputs[2]) == 1
+def absorb_positions(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Give the conditions on positions of the mask as attributes, and leave the padding as a small mask."""
+    mask, rank = match.inputs.get("attn_mask"), 4 if match.attributes.get("q_num_heads") else match.rank
+    limits = ("is_causal", "window_left", "window_right")
+    if mask is None or rank != 4 or "nonpad_kv_seqlen" in match.inputs:
+        return match
+    if any(match.attributes.get(name, -1) not in (0, -1) for name in limits) or match.attributes.get("is_causal"):
+        return match
+    reader = Elements(view)
+    try:
+        return _absorbed(view, match, mask, reader)
+    except _Stays as reason:
+        # Masks without a condition on j - i (padding, a bias) are not worth a word.
+        note = (f"the mask stays a tensor of queries x keys: {reason}",) if reader.compares else ()
+        return replace(match, notes=(*match.notes, *note))
+
+
+def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements) -> AttentionMatch:
+    layers = _layers(view, reader, mask)
+    if any(layer.padding() == (Given(layer.condition, True),) for layer in layers):
+        return match
+    lengths = _lengths(view, match, mask, reader)
+    bands = {_band(layer.attended, lengths, "past_key" in match.inputs) for layer in layers}
+    if len(bands) != 1:
+        raise _Stays("its parts limit the keys differently")
+    band, fill = bands.pop(), layers[0].fill
+    limited = band.left is not None or band.right is not None
+    if len(layers) > 1:
+        raise _Stays("it is a sum of masks")
+    lowest = float(np.finfo(np.float16 if match.dtype == ir.DataType.FLOAT16 else np.float32).min)
+    padding, outputs, shared = layers[0].padding(), match.outputs, _sharing(layers[0].condition)
+    small = _conjunction(padding, shared)
+    if np.isfinite(fill) and limited:
+        if not padding and not band.any_key():
+            raise _Stays("a query may have no key")
+        if padding and fill > lowest * 0.9:
+            raise _Stays(f"rows without a key keep their scores ({fill:g} is not the least float)")
+        if padding:
+            pv_out, result = next(iter(match.outputs.items()))
+            average = _average_rows(view, match, band, padding, shared)
+            outputs = {**match.outputs, pv_out: substitute(result, average)}
+    elif np.isfinite(fill) and small is not None:
+        values = (Const(np.array(x, match.dtype.numpy())) for x in (0, max(fill, lowest)))
+        small = shared(Call("Where", (small, *values)))
+    inputs = {name: x for name, x in match.inputs.items() if name != "attn_mask"}
+    absorbed, notes = match.absorbed, match.notes
+    if small is not None:
+        inputs["attn_mask"] = small
+    else:
+        absorbed = tuple(a for a in absorbed if a != "mask")
+        notes = tuple(n for n in notes if "every key masked" not in n or not band.any_key())
+    attributes, names = _attributes(band)
+    return replace(
+        match,
+        inputs=inputs,
+        attributes={**match.attributes, **attributes},
+        outputs=outputs,
+        absorbed=(*absorbed, *names),
+        notes=notes,
     )
+
+
+def _attributes(band: _Band) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the attributes of a band, and what the report calls it."""
+    attributes: dict[str, Any] = {}
+    names: tuple[str, ...] = ()
+    if band.right == 0:
+        attributes["is_causal"], names = 1, ("causal",)
+    elif band.right is not None:
+        attributes["window_right"] = band.right
+    if band.left is not None:
+        attributes["window_left"] = band.left
+    if attributes and band.offset != Linear():
+        attributes["causal_alignment"] = "lower_right"
+    window = band.left is not None or bool(band.right)
+    return attributes, (*names, "window") if window else names
+
+
+# ---- reading ----
+
+
+def _layers(view: View, reader: Elements, mask: Operand) -> list[_Layer]:
+    """Read a mask as a sum of layers.
+
+    Raises:
+        _Stays: it is more than that.
+    """
+    if isinstance(mask, ir.Value) and view.dtype(mask) == ir.DataType.BOOL:
+        return [_layer(reader, mask, True, -np.inf)]
+    call = operation(mask)
+    if call is None:
+        raise _Stays("it is a tensor that the graph does not compute")
+    if call.op_type == "Not":
+        return [_layer(reader, call.inputs[0], False, -np.inf)]
+    if call.op_type == "Where":
+        condition, chosen, other = call.inputs
+        for kept, fill, wanted in ((chosen, reader.number(other), True), (other, reader.number(chosen), False)):
+            if fill is not None and fill <= _OUT and reader.number(kept) == 0:
+                return [_layer(reader, condition, wanted, fill)]
+    raise _Stays(f"{call.op_type} is not understood")
+
+
+def _layer(reader: Elements, condition: Operand, wanted: bool, fill: float) -> _Layer:
+    rank = reader.rank(condition)
+    found = reader.truth(condition, positions(rank), wanted) if rank is not None else None
+    if found is None or not isinstance(condition, ir.Value):
+        raise _Stays(f"{reader.obstacle or 'its condition'} is not understood")
+    return _Layer(found, fill, condition)
+
+
+def _lengths(view: View, match: AttentionMatch, mask: Operand, reader: Elements) -> dict[Axis, set[Linear]]:
+    """Return what is known of the number of queries and keys: the mask's own axes, its ranges, Q and K."""
+    found = {axis: set(reader.lengths.get(axis, ())) for axis in (_KEY, _QUERY)}
+    sizes = view.dims.of(mask) if isinstance(mask, ir.Value) else None
+    for axis, name in ((_KEY, "K"), (_QUERY, "Q")):
+        if sizes is not None and len(sizes) >= axis.from_back and sizes[-axis.from_back] != 1:
+            found[axis].add(size_form(view, sizes[-axis.from_back]) or Linear())
+        operand = match.inputs[name]
+        length = _operand_length(view, operand, 1 if match.attributes.get("q_num_heads") else 2)
+        if length is not None and not (name == "K" and "past_key" in match.inputs):
+            found[axis].add(length)
+    return found
+
+
+def _operand_length(view: View, x: Operand, axis: int) -> Linear | None:
+    if isinstance(x, ir.Value):
+        rank = view.rank(x)
+        return size_form(view, view.dims.dim(x, axis)) if rank is not None and axis < rank else None
+    if isinstance(x, Call) and x.op_type == "Transpose":
+        return _operand_length(view, x.inputs[0], x.attributes["perm"][axis])
+    if isinstance(x, Call) and x.op_type in ("Mul", "Div"):
+        return _operand_length(view, x.inputs[0], axis)
+    return None
+
+
+def _band(attended: Conjunction, lengths: dict[Axis, set[Linear]], has_past: bool) -> _Band:
+    """Return the limits on ``j - i`` of a conjunction.
+
+    Raises:
+        _Stays: a condition is none of that kind, or the offset is not one that the operator knows.
+    """
+    uppers: list[Linear] = []
+    lowers: list[Linear] = []
+    for term in attended:
+        if not isinstance(term, AtLeastZero):
+            continue
+        of_key, of_query = (term.form.factor(a) for a in (_KEY, _QUERY))
+        rest = term.form - Linear.of(_KEY) * of_key - Linear.of(_QUERY) * of_query
+        if (of_key, of_query) not in ((-1, 1), (1, -1)) or any(isinstance(a, Axis) for a, _ in rest.terms):
+            raise _Stays("a condition compares something other than the positions of query and key")
+        (uppers if of_key == -1 else lowers).append(rest)
+    offsets = {k - q for k in lengths[_KEY] for q in lengths[_QUERY]}
+    square = Linear() in offsets and not has_past
+    # Offset 0 is what the operator takes without a past; the past's length is what it takes with lower_right.
+    for offset in ([] if has_past else [Linear()]) + sorted(offsets, key=lambda o: len(o.terms)):
+        rights = [(u - offset).number() for u in uppers]
+        lefts = [(low + offset).number() for low in lowers]
+        if all(n is not None and n >= 0 for n in (*rights, *lefts)):
+            left, right = (min((n for n in ns if n is not None), default=None) for ns in (lefts, rights))
+            return _Band(left, right, offset, square)
+    raise _Stays("the offset between query and key positions is not provably 0 or Skv - Sq")
+
+
+# ---- what is left ----
+
+
+def _sharing(condition: ir.Value) -> Callable[[Operand], Operand]:
+    """Return what makes an expression over parts of ``condition`` one that all users of the mask share."""
+    node = condition.producer()
+    return lambda x: Shared(x, node) if isinstance(x, Call) and node is not None else x
+
+
+def _conjunction(padding: tuple[Given, ...], shared: Callable[[Operand], Operand]) -> Operand | None:
+    """Return the boolean mask [.., 1, Skv] of all conditions on the key alone; None where there is none."""
+    terms: list[Operand] = [t.value if t.wanted else Call("Not", (t.value,)) for t in padding]
+    return shared(reduce(lambda a, b: Call("And", (a, b)), terms)) if terms else None
+
+
+def _average_rows(
+    view: View, match: AttentionMatch, band: _Band, padding: tuple[Given, ...], shared: Callable[[Operand], Operand]
+) -> Operand:
+    """Return the result with the mean of V in each row whose keys are all padding.
+
+    Raises:
+        _Stays: these rows or the mean cannot be stated.
+    """
+    packed, small = bool(match.attributes.get("q_num_heads")), _conjunction(padding, shared)
+    assert small is not None
+    if any((view.dims.of(t.value) or ())[1:3] != (1, 1) for t in padding):
+        raise _Stays("its padding is not [batch, 1, 1, keys]")
+    # Of each key's place: whether a query there has no key.
+    if band.left is None and band.right == 0:
+        seen = Call("CumSum", (Call("Cast", (small,), {"to": int(ir.DataType.INT32)}), Const(np.array(3, np.int64))))
+        empty = Call("Equal", (seen, Const(np.array(0, np.int32))))
+    elif band.left is not None and band.right is not None:
+        window = {"kernel_shape": [1, band.left + 1 + band.right], "pads": [0, band.left, 0, band.right]}
+        seen = Call("MaxPool", (Call("Cast", (small,), {"to": int(ir.DataType.FLOAT)}),), window)
+        empty = Call("Less", (seen, Const(np.array(0.5, np.float32))))
+    else:
+        raise _Stays("rows without a key average over all keys, and only one side is limited")
+    if not band.square:
+        # The queries are at the last places.
+        start = Call("Neg", (_size(match.inputs["Q"], 1 if packed else 2),))
+        empty = Call("Slice", (shared(empty), start, _sizes(np.iinfo(np.int64).max), _sizes(3)))
+    column = Call("Reshape", (empty, _sizes(0, -1, 1))) if packed else Call("Transpose", (empty,), _SWAP)
+    mean = _mean_of_values(match, packed)
+    return Call("Where", (shared(column) if band.square else column, mean, RESULT))
+
+
+_SWAP = {"perm": [0, 1, 3, 2]}
+
+
+def _mean_of_values(match: AttentionMatch, packed: bool) -> Operand:
+    """Return the mean of V over all keys: [B, Hq, 1, Dv], or [B, 1, Hq*Dv] if ``packed``."""
+    if "past_value" in match.inputs:
+        present = match.states[1]
+        if present is None:
+            raise _Stays("rows without a key average over all keys, also those of the past")
+        mean: Operand = Call("ReduceMean", (present,), {"axes": [2], "keepdims": 1})
+        mean = Call("Reshape", (mean, _sizes(0, 1, -1))) if packed else mean
+    else:
+        mean = _mean(match.inputs["V"], 1 if packed else 2)
+    heads, kv_heads, size = match.num_heads, match.kv_num_heads, match.head_dim_v
+    if heads == kv_heads or (kv_heads == 1 and not packed):
+        return mean
+    if heads is None or kv_heads is None or size is None:
+        raise _Stays("rows without a key average over all keys, and the number of heads is not known")
+    grouped = Call("Reshape", (mean, _sizes(0, kv_heads, 1, size)))
+    repeated = Call("Expand", (grouped, _sizes(1, 1, heads // kv_heads, 1)))
+    return Call("Reshape", (repeated, _sizes(0, 1, -1) if packed else _sizes(0, heads, 1, size)))
+
+
+def _mean(x: Operand, axis: int) -> Operand:
+    """Return the mean along an axis, taken before nodes that only rearrange: the mean is small."""
+    if isinstance(x, Call) and x.op_type == "Transpose":
+        return Call("Transpose", (_mean(x.inputs[0], x.attributes["perm"][axis]),), x.attributes)
+    if isinstance(x, Call) and x.op_type == "Reshape" and axis == 1:  # [B, S, H, D] -> [B, S, H*D]
+        return Call("Reshape", (_mean(x.inputs[0], 1), *x.inputs[1:]))
+    return Call("ReduceMean", (x,), {"axes": [axis], "keepdims": 1})
+
+
+def _size(x: Operand, axis: int) -> Operand:
+    """Return one size, as a tensor [1]."""
+    if isinstance(x, Call) and x.op_type == "Transpose":
+        return _size(x.inputs[0], x.attributes["perm"][axis])
+    if isinstance(x, Call) and x.op_type in ("Reshape", "Mul", "Div"):
+        return _size(x.inputs[0], axis)
+    return shape_slice(x, axis, axis + 1)
+
+
+def _sizes(*sizes: int) -> Const:
+    return Const(np.array(sizes, np.int64))

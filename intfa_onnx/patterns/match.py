@@ -36,7 +36,20 @@ class Result:
     """Stands for the fused node's first output in ``AttentionMatch.outputs``, for the present one in ``presents``."""
 
 
-Operand = Union[ir.Value, Const, Call, Result]  # noqa: UP007
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """An expression over values of the graph that several attentions read: it is computed once.
+
+    Attributes:
+        expression: what is computed.
+        before: node before which all that it reads is there, and which comes before all that read it.
+    """
+
+    expression: Call
+    before: ir.Node
+
+
+Operand = Union[ir.Value, Const, Call, Result, Shared]  # noqa: UP007
 RESULT = Result()
 
 

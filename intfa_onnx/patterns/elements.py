@@ -1,0 +1,498 @@
+"""The element of a tensor at a symbolic position: what an exporter's mask computation says of query i and key j.
+
+A mask is computed by a few dozen nodes, each exporter has its own, and most only move elements: Range, Unsqueeze,
+Expand, Gather, comparison, And. Here they are followed back from one element, whose position is given by linear forms.
+A number comes back as a linear form, a truth as a conjunction. An axis of symbolic size is taken to have the size of
+the axis it meets, not to be repeated from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from intfa_onnx.patterns.linear import Axis, Linear, size_form
+from intfa_onnx.patterns.match import Call, Const, Operand, node_name
+from intfa_onnx.patterns.view import View
+
+Index = tuple[Linear, ...]
+
+
+@dataclass(frozen=True)
+class AtLeastZero:
+    """The condition ``form >= 0``."""
+
+    form: Linear
+
+
+@dataclass(frozen=True)
+class Given:
+    """A boolean tensor of the graph that does not depend on the query, or its inverse."""
+
+    value: ir.Value
+    wanted: bool
+
+
+Conjunction = tuple[AtLeastZero | Given, ...]
+TRUE: Conjunction = ()
+FALSE: Conjunction = (AtLeastZero(Linear(-1)),)
+
+_ZERO = Linear()
+_MAX_DEPTH = 64
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def positions(rank: int) -> Index:
+    """Return the position in a mask of ``rank`` axes: axis 1 from the back is the key's, 2 the query's."""
+    return tuple(Linear.of(Axis(rank - a)) for a in range(rank))
+
+
+class Elements:
+    """Reads elements of one mask.
+
+    Attributes:
+        lengths: for an axis of the mask, lengths that ranges along it have.
+        obstacle: the first operator that was not understood.
+        compares: whether any condition on positions was met.
+    """
+
+    def __init__(self, view: View):
+        self.lengths: dict[Axis, list[Linear]] = {}
+        self.obstacle = ""
+        self.compares = False
+        self._view = view
+        self._depth = 0
+        self._truths: dict[tuple[Operand, Index, bool], Conjunction | None] = {}
+
+    # ---- numbers ----
+
+    def integer(self, x: Operand | None, index: Index) -> Linear | None:
+        """Return the element of an integer tensor (also one cast to a float); None where it is not understood."""
+        if x is None or self._depth > _MAX_DEPTH:
+            return None
+        self._depth += 1
+        found = self._integer(x, self._broadcast(x, index))
+        self._depth -= 1
+        return found
+
+    def _integer(self, x: Operand, index: Index) -> Linear | None:
+        number = self.number(x)
+        if number is not None:
+            return Linear(int(number)) if number == int(number) else None
+        call = operation(x)
+        if call is None:
+            return self._counting_constant(x, index) or self._scalar(x)
+        op, inputs = call.op_type, call.inputs
+        if op == "Range":
+            return self._range(inputs, index)
+        if op in ("Add", "Sub"):
+            a, b = (self.integer(i, index) for i in inputs)
+            return None if a is None or b is None else a + b if op == "Add" else a - b
+        if op == "Neg":
+            a = self.integer(inputs[0], index)
+            return None if a is None else -a
+        if op == "Mul":
+            a, b = (self.integer(i, index) for i in inputs)
+            if a is None or b is None or (a.terms and b.terms):
+                return None
+            return b * a.constant if not a.terms else a * b.constant
+        if op == "Cast":
+            return self._cast_integer(inputs[0], index)
+        if op == "CumSum":
+            # The sum of what is 0 everywhere; axis 0 is any place.
+            return _ZERO if self.integer(inputs[0], (Linear.of(Axis(0)),) * len(index)) == _ZERO else None
+        if op == "Concat":
+            return self._joined(call, index)
+        moved = self._moved(call, x, index)
+        found = self.integer(*moved) if moved is not None else None
+        return found if found is not None else self._scalar(x)
+
+    def _range(self, inputs: Sequence[Operand], index: Index) -> Linear | None:
+        start, limit, step = (self.integer(i, ()) for i in inputs)
+        factor = step.number() if step is not None else None
+        if start is None or factor is None:
+            return None
+        if limit is not None and factor == 1:
+            for axis in (a for a, f in index[0].terms if isinstance(a, Axis) and index[0] == Linear.of(a)):
+                self.lengths.setdefault(axis, []).append(limit - start)
+        return start + index[0] * factor
+
+    def _cast_integer(self, source: Operand, index: Index) -> Linear | None:
+        if isinstance(source, ir.Value) and self._view.dtype(source) == ir.DataType.BOOL:
+            truth = self.truth(source, index, True)
+            return Linear(1) if truth == TRUE else _ZERO if truth == FALSE else None
+        return self.integer(source, index)
+
+    def _joined(self, call: Call, index: Index) -> Linear | None:
+        """Element of a Concat: of the part at a known place, or the form that a first part of one element continues."""
+        along = call.attributes["axis"] % len(index)
+        place = index[along].number()
+        sizes = [self._size(part, along) for part in call.inputs]
+        if place is not None:
+            for part, size in zip(call.inputs, sizes, strict=True):
+                length = size.number() if size is not None else None
+                if length is None:
+                    return None
+                if place < length:
+                    return self.integer(part, (*index[:along], Linear(place), *index[along + 1 :]))
+                place -= length
+            return None
+        if len(call.inputs) != 2 or sizes[0] != Linear(1):
+            return None
+        first = self.integer(call.inputs[0], (*index[:along], _ZERO, *index[along + 1 :]))
+        before = self.integer(call.inputs[1], (*index[:along], Linear(-1), *index[along + 1 :]))
+        if first is None or first != before:
+            return None
+        return self.integer(call.inputs[1], (*index[:along], index[along] - 1, *index[along + 1 :]))
+
+    def _counting_constant(self, x: Operand, index: Index) -> Linear | None:
+        """Element of a constant tensor that counts along one axis, as a buffer of positions does."""
+        array = self._tensor(x)
+        if array is None or array.dtype.kind not in "iu" or array.ndim != len(index):
+            return None
+        wide = [a for a, size in enumerate(array.shape) if size != 1]
+        flat = array.reshape(-1).astype(np.int64)
+        if len(wide) != 1 or not np.array_equal(flat, flat[0] + (flat[1] - flat[0]) * np.arange(flat.size)):
+            return None
+        return index[wide[0]] * int(flat[1] - flat[0]) + int(flat[0])
+
+    def _scalar(self, x: Operand) -> Linear | None:
+        """A size, or a number that the graph computes and that is the same for the whole mask."""
+        sizes = self._view.dims.of(x) if isinstance(x, ir.Value) else None
+        if not isinstance(x, ir.Value) or sizes is None or any(s != 1 for s in sizes):
+            return None
+        if self._view.dtype(x) not in (ir.DataType.INT64, ir.DataType.INT32):
+            return None
+        content = self._view.dims.content(x)
+        known = size_form(self._view, content[0]) if content is not None and len(content) == 1 else None
+        return known if known is not None else Linear.of(x)
+
+    def number(self, x: Operand | None) -> float | None:
+        """Return the number that every element of a tensor is."""
+        if isinstance(x, Const):
+            return float(x.array.reshape(-1)[0]) if x.array.size and np.all(x.array == x.array.flat[0]) else None
+        constant = self._view.constant(x) if isinstance(x, ir.Value) else None
+        if constant is not None:
+            same = constant.size and np.all(constant == constant.flat[0])
+            return float(constant.reshape(-1)[0]) if same else None
+        call = operation(x)
+        if call is None or not call.inputs:
+            return None
+        if call.op_type == "ConstantOfShape":
+            fill = call.attributes.get("value")
+            return 0.0 if fill is None else float(fill.numpy().reshape(-1)[0])
+        return self.number(call.inputs[0]) if call.op_type in _KEEPS_NUMBER else None
+
+    # ---- truths ----
+
+    def truth(self, x: Operand | None, index: Index, wanted: bool) -> Conjunction | None:
+        """Return when an element is not zero (or true), or when it is zero, if not ``wanted``."""
+        if x is None or self._depth > _MAX_DEPTH:
+            return None
+        index = self._broadcast(x, index)
+        key = (x, index, wanted)
+        if key not in self._truths:
+            self._depth += 1
+            found = self._truth(x, index, wanted)
+            self._depth -= 1
+            if isinstance(x, ir.Value) and (found is None or any(isinstance(t, Given) for t in found)):
+                # The highest value that does not depend on the query: no other nodes are needed.
+                found = (Given(x, wanted),) if self._is_given(x, index) else found
+            if found is None:
+                self._miss(x)
+            self._truths[key] = found
+        return self._truths[key]
+
+    def _is_given(self, x: ir.Value, index: Index) -> bool:
+        sizes = self._view.dims.of(x)
+        is_bool = self._view.dtype(x) == ir.DataType.BOOL
+        return is_bool and sizes is not None and sizes[-2:-1] == (1,) and index == _without_ones(sizes)
+
+    def _miss(self, x: Operand) -> None:
+        node = x.producer() if isinstance(x, ir.Value) else None
+        if not self.obstacle:
+            what = x.op_type if isinstance(x, Call) else node.op_type if node is not None else "a tensor"
+            name = node_name(node) if node is not None else x.name if isinstance(x, ir.Value) else None
+            self.obstacle = f"{what} ('{name}')" if name else what
+
+    def _truth(self, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
+        number = self.number(x)
+        if number is not None:
+            return TRUE if bool(number) == wanted else FALSE
+        call = operation(x)
+        if call is None:
+            return self._constant_band(x, index, wanted)
+        op, inputs = call.op_type, call.inputs
+        if op == "Not":
+            return self.truth(inputs[0], index, not wanted)
+        if op in ("And", "Or", "Mul"):
+            a, b = (self.truth(i, index, wanted) for i in inputs)
+            return _both(a, b) if wanted == (op != "Or") else _either(a, b)
+        if op in _COMPARISONS:
+            left, right = (self.integer(i, index) for i in inputs)
+            if left is None or right is None:
+                return None
+            form, strict = _COMPARISONS[op](left, right)
+            return self._condition(form, strict, wanted)
+        if op == "Equal":
+            return self._equal(inputs, index, wanted)
+        if op == "Trilu":
+            return self._triangle(call, index, wanted)
+        if op == "Where":
+            return self._where(inputs, index, wanted)
+        if op == "Cast":
+            return self._cast_truth(call, x, index, wanted)
+        moved = self._moved(call, x, index)
+        return self.truth(*moved, wanted) if moved is not None else None
+
+    def _condition(self, form: Linear, strict: bool, wanted: bool) -> Conjunction:
+        """``form >= 0`` (``form > 0`` if strict), or its opposite."""
+        if strict:
+            form = form - 1
+        if not wanted:
+            form = -form - 1
+        self.compares = self.compares or bool(form.factor(Axis(1)) and form.factor(Axis(2)))
+        return TRUE if form.never_negative() else FALSE if (-form - 1).never_negative() else (AtLeastZero(form),)
+
+    def _equal(self, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
+        a, b = (self.integer(i, index) for i in inputs)
+        if a is not None and b is not None:
+            below, above = (self._condition(f, False, True) for f in (a - b, b - a))
+            if wanted:
+                return _both(below, above)
+            return FALSE if (below, above) == (TRUE, TRUE) else TRUE if FALSE in (below, above) else None
+        for x, other in (inputs, inputs[::-1]):
+            if self.number(other) == 0:
+                return self.truth(x, index, not wanted)
+        return None
+
+    def _triangle(self, call: Call, index: Index, wanted: bool) -> Conjunction | None:
+        shift = self.integer(call.inputs[1], ()) if len(call.inputs) > 1 else _ZERO
+        inside = self.truth(call.inputs[0], index, wanted)
+        if shift is None:
+            return None
+        above = index[-1] - index[-2] - shift  # 0 on the diagonal that both triangles keep
+        kept = self._condition(above if call.attributes.get("upper", 1) else -above, False, wanted)
+        return _both(kept, inside) if wanted else _either(kept, inside)
+
+    def _where(self, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
+        condition, chosen, other = inputs
+        numbers = self.number(chosen), self.number(other)
+        if numbers[1] == 0 or numbers[0] == 0:
+            x, holds = (chosen, True) if numbers[1] == 0 else (other, False)
+            first = self.truth(condition, index, holds == wanted)
+            second = self.truth(x, index, wanted)
+            return _both(first, second) if wanted else _either(first, second)
+        return None
+
+    def _cast_truth(self, call: Call, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
+        source = call.inputs[0]
+        before = self._view.dtype(source) if isinstance(source, ir.Value) else None
+        rounds = before in _FLOATS and call.attributes["to"] not in (*_FLOATS, ir.DataType.BOOL)
+        return None if rounds else self.truth(source, index, wanted)
+
+    def _constant_band(self, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
+        """Element of a constant matrix whose nonzero elements are a band around the diagonal, or the other ones."""
+        array = self._tensor(x)
+        if array is None or array.ndim != len(index) or array.ndim < 2 or any(s != 1 for s in array.shape[:-2]):
+            return None
+        matrix = (array.reshape(array.shape[-2:]) != 0) == wanted
+        rows, columns = np.nonzero(matrix)
+        if not rows.size:
+            return FALSE
+        above, below = int((columns - rows).max()), int((rows - columns).max())
+        distance = np.arange(matrix.shape[1]) - np.arange(matrix.shape[0])[:, None]
+        if not np.array_equal(matrix, (distance <= above) & (distance >= -below)):
+            return None
+        form, found = index[-1] - index[-2], list(TRUE)
+        if above < matrix.shape[1] - 1:
+            found += self._condition(-form + above, False, True)
+        if below < matrix.shape[0] - 1:
+            found += self._condition(form + below, False, True)
+        return tuple(found)
+
+    # ---- operators that only move elements ----
+
+    def _moved(self, call: Call, x: Operand, index: Index) -> tuple[Operand, Index] | None:
+        """Return the tensor and the position in it that an element is taken from."""
+        op, source = call.op_type, call.inputs[0] if call.inputs else None
+        if source is None:
+            return None
+        if op == "Identity":
+            return source, index
+        if op == "Expand":
+            return source, index
+        if op == "Transpose":
+            perm = call.attributes.get("perm", range(len(index))[::-1])
+            return source, tuple(index[list(perm).index(a)] for a in range(len(index)))
+        if op in ("Unsqueeze", "Squeeze"):
+            axes = self._axes(call, x)
+            if axes is None:
+                return None
+            longer = len(index) + (len(axes) if op == "Squeeze" else 0)
+            touched, rest = {a % longer for a in axes}, iter(index)
+            if op == "Unsqueeze":
+                return source, tuple(p for a, p in enumerate(index) if a not in touched)
+            return source, tuple(_ZERO if a in touched else next(rest) for a in range(longer))
+        if op == "Reshape":
+            return self._reshaped(source, x, index)
+        if op == "Slice":
+            return self._sliced(call, index)
+        if op == "Gather":
+            return self._gathered(call, index)
+        if op == "GatherND" and not call.attributes.get("batch_dims", 0):
+            width = self.rank(source)
+            parts = [self.integer(call.inputs[1], (*index, Linear(k))) for k in range(width or 0)]
+            return (source, tuple(p for p in parts if p is not None)) if parts and None not in parts else None
+        return None
+
+    def _reshaped(self, source: Operand, x: Operand, index: Index) -> tuple[Operand, Index] | None:
+        """Follow a Reshape that only adds or drops axes of size 1."""
+        before = self._view.dims.of(source) if isinstance(source, ir.Value) else None
+        after = self._view.dims.of(x) if isinstance(x, ir.Value) else None
+        if before is None or after is None:
+            return None
+        wide = [s for s in before if s != 1], [s for s in after if s != 1]
+        if wide[0] != wide[1] and not len(wide[0]) == len(wide[1]) == 1:
+            return None
+        kept = iter(p for p, s in zip(index, after, strict=True) if s != 1)
+        return source, tuple(_ZERO if s == 1 else next(kept) for s in before)
+
+    def _sliced(self, call: Call, index: Index) -> tuple[Operand, Index] | None:
+        if len(call.inputs) < 3:
+            return None
+        source, starts = call.inputs[:2]
+        lists = [self._numbers(i) for i in call.inputs[3:]]
+        axes = lists[0] if lists else list(range(len(index)))
+        if axes is None or (len(lists) > 1 and (lists[1] is None or any(s != 1 for s in lists[1]))):
+            return None
+        moved = list(index)
+        for position, axis in enumerate(axes):
+            start = self.integer(starts, (Linear(position),))
+            size = self._size(source, axis % len(index))
+            if start is not None and start.constant < 0 and not start.terms:
+                start = size + start if size is not None else None
+            if start is None or not start.never_negative():
+                return None
+            moved[axis] += start
+        return source, tuple(moved)
+
+    def _gathered(self, call: Call, index: Index) -> tuple[Operand, Index] | None:
+        source, indices = call.inputs
+        rank, width = self.rank(source), self.rank(indices)
+        if rank is None or width is None:
+            return None
+        axis = call.attributes.get("axis", 0) % rank
+        place = self.integer(indices, index[axis : axis + width])
+        if place is None or (not place.terms and place.constant < 0):
+            return None
+        return source, (*index[:axis], place, *index[axis + width :])
+
+    # ---- facts ----
+
+    def _broadcast(self, x: Operand, index: Index) -> Index:
+        """Return the position in an operand that is broadcast to ``index``."""
+        rank = self.rank(x)
+        if rank is None or rank > len(index):
+            return index
+        sizes = self._view.dims.of(x) if isinstance(x, ir.Value) else None
+        aligned = index[len(index) - rank :]
+        return aligned if sizes is None else tuple(_ZERO if s == 1 else p for p, s in zip(aligned, sizes, strict=True))
+
+    def rank(self, x: Operand) -> int | None:
+        """Return the number of axes, or None."""
+        if isinstance(x, ir.Value):
+            return self._view.rank(x)
+        if isinstance(x, Const):
+            return x.array.ndim
+        if not isinstance(x, Call):
+            return None
+        ranks = [self.rank(i) for i in x.inputs]
+        if x.op_type == "Unsqueeze":
+            return None if ranks[0] is None else ranks[0] + len(x.attributes["axes"])
+        known = [r for r in ranks if r is not None]
+        return max(known) if len(known) == len(ranks) and x.op_type in _ELEMENTWISE else None
+
+    def _size(self, x: Operand, axis: int) -> Linear | None:
+        return size_form(self._view, self._view.dims.dim(x, axis)) if isinstance(x, ir.Value) else None
+
+    def _axes(self, call: Call, x: Operand) -> list[int] | None:
+        if "axes" in call.attributes:
+            return list(call.attributes["axes"])
+        if len(call.inputs) > 1:
+            return self._numbers(call.inputs[1])
+        # A Squeeze of all axes of size 1.
+        sizes = self._view.dims.of(call.inputs[0]) if isinstance(call.inputs[0], ir.Value) else None
+        rank = self.rank(x)
+        ones = [a for a, s in enumerate(sizes or ()) if s == 1]
+        return ones if sizes is not None and rank is not None and len(sizes) - len(ones) == rank else None
+
+    def _numbers(self, x: Operand) -> list[int] | None:
+        array = x.array if isinstance(x, Const) else self._view.constant(x) if isinstance(x, ir.Value) else None
+        return None if array is None else [int(a) for a in array.reshape(-1)]
+
+    def _tensor(self, x: Operand) -> np.ndarray | None:
+        """Return a constant of any size."""
+        if not isinstance(x, ir.Value) or not self._view.is_constant(x, depth=0):
+            node = x.producer() if isinstance(x, ir.Value) else None
+            if node is None or node.op_type != "Constant":
+                return None
+        assert isinstance(x, ir.Value)
+        tensor = ir.convenience.get_const_tensor(x)
+        return None if tensor is None else tensor.numpy()
+
+
+_KEEPS_NUMBER = ("Identity", "Cast", "CastLike", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Transpose")
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Not", "And", "Or", "Where")
+
+# a op b as (form, whether form > 0 is meant instead of form >= 0).
+_COMPARISONS: dict[str, Callable[[Linear, Linear], tuple[Linear, bool]]] = {
+    "LessOrEqual": lambda a, b: (b - a, False),
+    "Less": lambda a, b: (b - a, True),
+    "GreaterOrEqual": lambda a, b: (a - b, False),
+    "Greater": lambda a, b: (a - b, True),
+}
+
+
+def operation(x: Operand | None) -> Call | None:
+    """Return ``x`` as a call, whether it is one or a standard node of the graph computes it; None for a constant."""
+    if isinstance(x, Call):
+        return x
+    node = x.producer() if isinstance(x, ir.Value) else None
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type == "Constant" or len(node.outputs) != 1:
+        return None
+    if any(i is None for i in node.inputs) or any(a.is_ref() for a in node.attributes.values()):
+        return None
+    inputs = tuple(i for i in node.inputs if i is not None)
+    return Call(node.op_type, inputs, {name: a.value for name, a in node.attributes.items()})
+
+
+def _without_ones(sizes: Sequence[object]) -> Index:
+    return tuple(_ZERO if s == 1 else p for p, s in zip(positions(len(sizes)), sizes, strict=True))
+
+
+def _both(a: Conjunction | None, b: Conjunction | None) -> Conjunction | None:
+    if FALSE in (a, b):
+        return FALSE
+    return None if a is None or b is None else (*a, *(t for t in b if t not in a))
+
+
+def _either(a: Conjunction | None, b: Conjunction | None) -> Conjunction | None:
+    """Return ``a or b`` where it is a conjunction: one of them is constant or follows from the other."""
+    if TRUE in (a, b):
+        return TRUE
+    if a is None or b is None:
+        return None
+    if a == FALSE:
+        return b
+    if b == FALSE or a == b:
+        return a
+    if len(a) == len(b) == 1 and isinstance(a[0], AtLeastZero) and isinstance(b[0], AtLeastZero):
+        if (a[0].form - b[0].form).never_negative():
+            return a
+        if (b[0].form - a[0].form).never_negative():
+            return b
+    return None

@@ -1,0 +1,96 @@
+"""Integers as linear forms over sizes and positions: ``i + past - 6`` for the place ``i`` of a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from intfa_onnx.patterns.dims import Token
+
+if TYPE_CHECKING:
+    from intfa_onnx.patterns.view import View
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The position along an axis, counted from the back: 1 is the key's, 2 the query's."""
+
+    from_back: int
+
+
+# What a form is linear in: a position, a size that is not known statically, or a number that the graph computes.
+Atom = Axis | str | tuple[ir.Value, int] | ir.Value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``constant + sum(factor * atom)``; equal forms are equal numbers."""
+
+    constant: int = 0
+    terms: frozenset[tuple[Atom, int]] = frozenset()
+
+    @staticmethod
+    def of(atom: Atom | int) -> Linear:
+        """Return the form of one atom or number."""
+        return Linear(atom) if isinstance(atom, int) else Linear(0, frozenset({(atom, 1)}))
+
+    def __add__(self, other: Linear | int) -> Linear:
+        if isinstance(other, int):
+            return Linear(self.constant + other, self.terms)
+        factors = dict(self.terms)
+        for atom, factor in other.terms:
+            factors[atom] = factors.get(atom, 0) + factor
+        return Linear(self.constant + other.constant, _nonzero(factors.items()))
+
+    def __mul__(self, factor: int) -> Linear:
+        return Linear(self.constant * factor, _nonzero((a, f * factor) for a, f in self.terms))
+
+    def __neg__(self) -> Linear:
+        return self * -1
+
+    def __sub__(self, other: Linear | int) -> Linear:
+        return self + (-other)
+
+    def factor(self, atom: Atom) -> int:
+        """Return the factor of an atom, 0 where it does not occur."""
+        return dict(self.terms).get(atom, 0)
+
+    def number(self) -> int | None:
+        """Return the number where the form is one."""
+        return None if self.terms else self.constant
+
+    def never_negative(self) -> bool:
+        """Return whether the form is provably not negative: sizes and positions are not."""
+        return self.constant >= 0 and all(f > 0 and not isinstance(a, ir.Value) for a, f in self.terms)
+
+
+def _nonzero(terms: Iterable[tuple[Atom, int]]) -> frozenset[tuple[Atom, int]]:
+    return frozenset((atom, factor) for atom, factor in terms if factor)
+
+
+def size_form(view: View, size: Token | None) -> Linear | None:
+    """Return a size as a form: the sum of its parts where a Concat makes it, or where its name says so."""
+    if size is None:
+        return None
+    if isinstance(size, str):
+        # torch.export names the length of a cache with new keys "s0 + s21".
+        parts = size.split(" + ")
+        return _sum(Linear.of(int(p) if p.isdecimal() else p) for p in parts)
+    if isinstance(size, tuple):
+        value, axis = size
+        node, rank = value.producer(), view.rank(value)
+        if node is not None and rank is not None and node.op_type == "Concat" and _axis(node) % rank == axis:
+            sizes = [size_form(view, view.dims.dim(i, axis)) for i in node.inputs if i is not None]
+            return None if None in sizes else _sum(s for s in sizes if s is not None)
+    return Linear.of(size)
+
+
+def _axis(concat: ir.Node) -> int:
+    return concat.attributes["axis"].as_int()
+
+
+def _sum(forms: Iterable[Linear]) -> Linear:
+    return sum(forms, Linear())
