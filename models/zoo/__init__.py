@@ -3,7 +3,27 @@
 ``python models/zoo --help`` exports it; ``benchmarks/coverage.py`` counts what the rewriter finds in it.
 """
 
-from zoo import graphs, torch_modules, transformer_models
+from zoo import (
+    derived_models,
+    graphs,
+    library_models,
+    torch_modules,
+    transformer_decoders,
+    transformer_models,
+    transformer_towers,
+)
 from zoo.case import DEFINITIONS, Case, Definition, Input
 
-__all__ = ["DEFINITIONS", "Case", "Definition", "Input", "graphs", "torch_modules", "transformer_models"]
+__all__ = [
+    "DEFINITIONS",
+    "Case",
+    "Definition",
+    "Input",
+    "derived_models",
+    "graphs",
+    "library_models",
+    "torch_modules",
+    "transformer_decoders",
+    "transformer_models",
+    "transformer_towers",
+]

@@ -154,6 +154,7 @@ class Definition:
         implementations: which of them there are.
         negative: there is a softmax, but nothing that may be fused.
         extra: further (exporter, opset) beside the usual three.
+        requires: a library that a machine need not have; without it the model is left out.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Definition:
     implementations: tuple[str, ...]
     negative: bool = False
     extra: tuple[tuple[str, int], ...] = field(default=())
+    requires: str = ""
 
 
 DEFINITIONS: dict[str, Definition] = {}

@@ -9,6 +9,7 @@ import logging
 import os
 import warnings
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,12 @@ def one_thread() -> None:
 
 
 def variants(names: list[str] | None = None) -> list[Variant]:
-    """Return every variant of the named models, or of all."""
+    """Return every variant of the named models, or of all; without those whose library is not installed."""
     found = []
     for definition in DEFINITIONS.values():
         if names and definition.name not in names:
+            continue
+        if definition.requires and find_spec(definition.requires) is None:
             continue
         if definition.implementations == ("graph",):
             found.append(Variant(definition.name, "graph", 0, "graph"))
