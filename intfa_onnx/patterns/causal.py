@@ -39,7 +39,7 @@ class _Layer:
 
     attended: Conjunction
     fill: float
-    condition: ir.Value  # of which ``attended`` is the meaning
+    whole: Operand  # of which this is the meaning
 
     def padding(self) -> tuple[Given, ...]:
         """Return the conditions on the key alone."""
@@ -75,26 +75,30 @@ def absorb_positions(view: View, match: AttentionMatch) -> AttentionMatch:
         return _absorbed(view, match, mask, reader)
     except _Stays as reason:
         # Masks without a condition on j - i (padding, a bias) are not worth a word.
-        note = (f"the mask stays a tensor of queries x keys: {reason}",) if reader.compares else ()
+        note = (f"the mask stays a tensor of queries x keys: {reason}",) if reader.of_positions() else ()
         return replace(match, notes=(*match.notes, *note))
 
 
 def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements) -> AttentionMatch:
     layers = _layers(view, reader, mask)
-    if any(layer.padding() == (Given(layer.condition, True),) for layer in layers):
+    if _is_small(view, mask):
         return match
     lengths = _lengths(view, match, mask, reader)
     bands = {_band(layer.attended, lengths, "past_key" in match.inputs) for layer in layers}
     if len(bands) != 1:
         raise _Stays("its parts limit the keys differently")
-    band, fill = bands.pop(), layers[0].fill
+    band = bands.pop()
     limited = band.left is not None or band.right is not None
-    if len(layers) > 1:
-        raise _Stays("it is a sum of masks")
     lowest = float(np.finfo(np.float16 if match.dtype == ir.DataType.FLOAT16 else np.float32).min)
-    padding, outputs, shared = layers[0].padding(), match.outputs, _sharing(layers[0].condition)
+    padded = [layer for layer in layers if layer.padding()]
+    if len(padded) > 1 or (len(layers) > 1 and not all(2 * layer.fill < lowest for layer in layers)):
+        raise _Stays("it is a sum of masks")
+    layer, outputs = padded[0] if padded else layers[0], match.outputs
+    padding, fill, shared = layer.padding(), layer.fill, _sharing(view, layer.whole)
     small = _conjunction(padding, shared)
-    if np.isfinite(fill) and limited:
+    # Two masks of the least float make -inf together: what their band excludes is out, whatever else happens.
+    excludes = len(layers) > 1 or not np.isfinite(fill)
+    if not excludes and limited:
         if not padding and not band.any_key():
             raise _Stays("a query may have no key")
         if padding and fill > lowest * 0.9:
@@ -124,6 +128,11 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
     )
 
 
+def _is_small(view: View, mask: Operand) -> bool:
+    """Return whether the mask does not depend on the query anyway."""
+    return all((view.dims.of(v) or (0, 0))[-2:-1] in ((), (1,)) for v in _values(mask))
+
+
 def _attributes(band: _Band) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the attributes of a band, and what the report calls it."""
     attributes: dict[str, Any] = {}
@@ -149,41 +158,39 @@ def _layers(view: View, reader: Elements, mask: Operand) -> list[_Layer]:
     Raises:
         _Stays: it is more than that.
     """
-    if isinstance(mask, ir.Value) and view.dtype(mask) == ir.DataType.BOOL:
-        return [_layer(reader, mask, True, -np.inf)]
     call = operation(mask)
-    if call is None:
-        raise _Stays("it is a tensor that the graph does not compute")
-    if call.op_type == "Not":
-        return [_layer(reader, call.inputs[0], False, -np.inf)]
-    if call.op_type == "Where":
-        condition, chosen, other = call.inputs
-        for kept, fill, wanted in ((chosen, reader.number(other), True), (other, reader.number(chosen), False)):
-            if fill is not None and fill <= _OUT and reader.number(kept) == 0:
-                return [_layer(reader, condition, wanted, fill)]
-    raise _Stays(f"{call.op_type} is not understood")
+    if call is not None and call.op_type == "Add":
+        return [layer for part in reversed(call.inputs) for layer in _layers(view, reader, part)]
+    if call is not None and (call.op_type == "Not" or _dtype(view, mask) == ir.DataType.BOOL):
+        return [_layer(reader, mask, True, -np.inf)]
+    fill = reader.only_nonzero(mask)
+    if fill is None or not fill <= _OUT:
+        raise _Stays("it adds more than 0 or one large negative number")
+    return [_layer(reader, mask, False, fill)]
 
 
-def _layer(reader: Elements, condition: Operand, wanted: bool, fill: float) -> _Layer:
-    rank = reader.rank(condition)
-    found = reader.truth(condition, positions(rank), wanted) if rank is not None else None
-    if found is None or not isinstance(condition, ir.Value):
-        raise _Stays(f"{reader.obstacle or 'its condition'} is not understood")
-    return _Layer(found, fill, condition)
+def _layer(reader: Elements, mask: Operand, wanted: bool, fill: float) -> _Layer:
+    rank = reader.rank(mask)
+    found = reader.truth(mask, positions(rank), wanted) if rank is not None else None
+    if found is None:
+        raise _Stays(f"{reader.obstacle or 'a part'} is not understood")
+    return _Layer(found, fill, mask)
+
+
+def _dtype(view: View, x: Operand) -> ir.DataType | None:
+    return view.dtype(x) if isinstance(x, ir.Value) else None
 
 
 def _lengths(view: View, match: AttentionMatch, mask: Operand, reader: Elements) -> dict[Axis, set[Linear]]:
     """Return what is known of the number of queries and keys: the mask's own axes, its ranges, Q and K."""
-    found = {axis: set(reader.lengths.get(axis, ())) for axis in (_KEY, _QUERY)}
+    found: dict[Axis, set[Linear | None]] = {axis: set(reader.lengths.get(axis, ())) for axis in (_KEY, _QUERY)}
     sizes = view.dims.of(mask) if isinstance(mask, ir.Value) else None
     for axis, name in ((_KEY, "K"), (_QUERY, "Q")):
         if sizes is not None and len(sizes) >= axis.from_back and sizes[-axis.from_back] != 1:
-            found[axis].add(size_form(view, sizes[-axis.from_back]) or Linear())
-        operand = match.inputs[name]
-        length = _operand_length(view, operand, 1 if match.attributes.get("q_num_heads") else 2)
-        if length is not None and not (name == "K" and "past_key" in match.inputs):
-            found[axis].add(length)
-    return found
+            found[axis].add(size_form(view, sizes[-axis.from_back]))
+        if name == "Q" or "past_key" not in match.inputs:
+            found[axis].add(_operand_length(view, match.inputs[name], 1 if match.attributes.get("q_num_heads") else 2))
+    return {axis: {length for length in of_axis if length is not None} for axis, of_axis in found.items()}
 
 
 def _operand_length(view: View, x: Operand, axis: int) -> Linear | None:
@@ -228,10 +235,17 @@ def _band(attended: Conjunction, lengths: dict[Axis, set[Linear]], has_past: boo
 # ---- what is left ----
 
 
-def _sharing(condition: ir.Value) -> Callable[[Operand], Operand]:
-    """Return what makes an expression over parts of ``condition`` one that all users of the mask share."""
-    node = condition.producer()
+def _sharing(view: View, whole: Operand) -> Callable[[Operand], Operand]:
+    """Return what makes an expression over parts of ``whole`` one that all users of the mask share."""
+    values = [v for v in _values(whole) if not view.is_constant(v)]
+    node = values[0].producer() if len(values) == 1 else None
     return lambda x: Shared(x, node) if isinstance(x, Call) and node is not None else x
+
+
+def _values(x: Operand) -> list[ir.Value]:
+    if isinstance(x, Call):
+        return [v for i in x.inputs for v in _values(i)]
+    return [x] if isinstance(x, ir.Value) else []
 
 
 def _conjunction(padding: tuple[Given, ...], shared: Callable[[Operand], Operand]) -> Operand | None:

@@ -56,16 +56,20 @@ class Elements:
     Attributes:
         lengths: for an axis of the mask, lengths that ranges along it have.
         obstacle: the first operator that was not understood.
-        compares: whether any condition on positions was met.
     """
 
     def __init__(self, view: View):
         self.lengths: dict[Axis, list[Linear]] = {}
         self.obstacle = ""
-        self.compares = False
+        self._compares = False
         self._view = view
         self._depth = 0
+        self._parts = 0  # how many Slices and the like lie between: a range is then longer than the axis
         self._truths: dict[tuple[Operand, Index, bool], Conjunction | None] = {}
+
+    def of_positions(self) -> bool:
+        """Return whether the mask is made of the positions of queries and keys."""
+        return self._compares or len({Axis(1), Axis(2)} & set(self.lengths)) == 2
 
     # ---- numbers ----
 
@@ -101,13 +105,21 @@ class Elements:
             return b * a.constant if not a.terms else a * b.constant
         if op == "Cast":
             return self._cast_integer(inputs[0], index)
+        if op == "Where":
+            truth = self.truth(inputs[0], index, True)
+            return self.integer(inputs[1 if truth == TRUE else 2], index) if truth in (TRUE, FALSE) else None
         if op == "CumSum":
             # The sum of what is 0 everywhere; axis 0 is any place.
             return _ZERO if self.integer(inputs[0], (Linear.of(Axis(0)),) * len(index)) == _ZERO else None
         if op == "Concat":
-            return self._joined(call, index)
+            self._parts += 1
+            found = self._joined(call, index)
+            self._parts -= 1
+            return found
         moved = self._moved(call, x, index)
+        self._parts += op in _TAKES_PART
         found = self.integer(*moved) if moved is not None else None
+        self._parts -= op in _TAKES_PART
         return found if found is not None else self._scalar(x)
 
     def _range(self, inputs: Sequence[Operand], index: Index) -> Linear | None:
@@ -115,7 +127,7 @@ class Elements:
         factor = step.number() if step is not None else None
         if start is None or factor is None:
             return None
-        if limit is not None and factor == 1:
+        if limit is not None and factor == 1 and not self._parts:
             for axis in (a for a, f in index[0].terms if isinstance(a, Axis) and index[0] == Linear.of(a)):
                 self.lengths.setdefault(axis, []).append(limit - start)
         return start + index[0] * factor
@@ -186,6 +198,25 @@ class Elements:
             return 0.0 if fill is None else float(fill.numpy().reshape(-1)[0])
         return self.number(call.inputs[0]) if call.op_type in _KEEPS_NUMBER else None
 
+    def only_nonzero(self, x: Operand | None) -> float | None:
+        """Return the one number besides 0 that elements of a tensor may be."""
+        number = self.number(x)
+        array = self._tensor(x) if number is None and x is not None else None
+        if array is not None:
+            others = np.unique(array[array != 0]) if array.dtype.kind == "f" else np.array(())
+            return float(others[0]) if others.size == 1 else None
+        call = operation(x)
+        if number is not None or call is None:
+            return number
+        if call.op_type == "Where":
+            numbers = {self.only_nonzero(i) for i in call.inputs[1:]} - {0.0}
+            return numbers.pop() if len(numbers) == 1 else None
+        if call.op_type == "Cast":
+            found, to = self.only_nonzero(call.inputs[0]), ir.DataType(call.attributes["to"])
+            with np.errstate(over="ignore"):
+                return float(np.array(found).astype(to.numpy())) if found is not None and to in _FLOATS else None
+        return self.only_nonzero(call.inputs[0]) if call.op_type in (*_KEEPS_NUMBER, "Trilu") else None
+
     # ---- truths ----
 
     def truth(self, x: Operand | None, index: Index, wanted: bool) -> Conjunction | None:
@@ -232,11 +263,7 @@ class Elements:
             a, b = (self.truth(i, index, wanted) for i in inputs)
             return _both(a, b) if wanted == (op != "Or") else _either(a, b)
         if op in _COMPARISONS:
-            left, right = (self.integer(i, index) for i in inputs)
-            if left is None or right is None:
-                return None
-            form, strict = _COMPARISONS[op](left, right)
-            return self._condition(form, strict, wanted)
+            return self._compared(op, inputs, index, wanted)
         if op == "Equal":
             return self._equal(inputs, index, wanted)
         if op == "Trilu":
@@ -246,7 +273,26 @@ class Elements:
         if op == "Cast":
             return self._cast_truth(call, x, index, wanted)
         moved = self._moved(call, x, index)
-        return self.truth(*moved, wanted) if moved is not None else None
+        self._parts += op in _TAKES_PART
+        found = self.truth(*moved, wanted) if moved is not None else None
+        self._parts -= op in _TAKES_PART
+        return found
+
+    def _compared(self, op: str, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
+        """A comparison; ``|x| <= y`` means ``x <= y`` and ``-x <= y``, ``y < |x|`` that not both hold."""
+        calls = [operation(i) for i in inputs]
+        inner = [c.inputs[0] if c is not None and c.op_type == "Abs" else None for c in calls]
+        left, right = (self.integer(a or i, index) for a, i in zip(inner, inputs, strict=True))
+        if left is None or right is None or all(inner):
+            return None
+        form, strict = _COMPARISONS[op](left, right)
+        found = self._condition(form, strict, wanted)
+        if not any(inner):
+            return found
+        form, strict = _COMPARISONS[op](*((-left, right) if inner[0] else (left, -right)))
+        opposite = self._condition(form, strict, wanted)
+        is_below = op.startswith("Less") == bool(inner[0])
+        return _both(found, opposite) if is_below == wanted else _either(found, opposite)
 
     def _condition(self, form: Linear, strict: bool, wanted: bool) -> Conjunction:
         """``form >= 0`` (``form > 0`` if strict), or its opposite."""
@@ -254,7 +300,7 @@ class Elements:
             form = form - 1
         if not wanted:
             form = -form - 1
-        self.compares = self.compares or bool(form.factor(Axis(1)) and form.factor(Axis(2)))
+        self._compares = self._compares or bool(form.factor(Axis(1)) and form.factor(Axis(2)))
         return TRUE if form.never_negative() else FALSE if (-form - 1).never_negative() else (AtLeastZero(form),)
 
     def _equal(self, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
@@ -280,12 +326,12 @@ class Elements:
 
     def _where(self, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
         condition, chosen, other = inputs
-        numbers = self.number(chosen), self.number(other)
-        if numbers[1] == 0 or numbers[0] == 0:
-            x, holds = (chosen, True) if numbers[1] == 0 else (other, False)
-            first = self.truth(condition, index, holds == wanted)
-            second = self.truth(x, index, wanted)
-            return _both(first, second) if wanted else _either(first, second)
+        for x, constant, holds in ((other, chosen, False), (chosen, other, True)):
+            number = self.number(constant)
+            if number is not None:  # (condition == holds and x) or (condition != holds and constant)
+                first = self.truth(condition, index, holds == (wanted != bool(number)))
+                second = self.truth(x, index, wanted)
+                return _either(first, second) if wanted == bool(number) else _both(first, second)
         return None
 
     def _cast_truth(self, call: Call, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
@@ -325,6 +371,11 @@ class Elements:
             return source, index
         if op == "Expand":
             return source, index
+        if op == "Tile":
+            sizes, repeats = self._view.dims.of(source) if isinstance(source, ir.Value) else None, call.inputs[1]
+            counts = [self.integer(repeats, (Linear(a),)) for a in range(len(index))]
+            known = sizes is not None and all(s == 1 or c == Linear(1) for s, c in zip(sizes, counts, strict=True))
+            return (source, index) if known else None  # an axis of size 1 is at 0 anyway
         if op == "Transpose":
             perm = call.attributes.get("perm", range(len(index))[::-1])
             return source, tuple(index[list(perm).index(a)] for a in range(len(index)))
@@ -445,6 +496,7 @@ class Elements:
         return None if tensor is None else tensor.numpy()
 
 
+_TAKES_PART = ("Slice", "Gather", "GatherND")
 _KEEPS_NUMBER = ("Identity", "Cast", "CastLike", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Transpose")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Not", "And", "Or", "Where")
 
