@@ -40,12 +40,17 @@ def feed(model: onnx.ModelProto, seqlen_q: int = 5, seqlen_kv: int = 7, seed: in
     return values
 
 
-def run(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> list[np.ndarray]:
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """Open a model without graph optimizations, so that nothing but the rewrite differs."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, values)
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return session(model).run(None, values)
 
 
 def check_raise(model: onnx.ModelProto, count: int = 1, values: dict[str, np.ndarray] | None = None) -> onnx.ModelProto:

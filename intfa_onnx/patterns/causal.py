@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.elements import AtLeastZero, Conjunction, Elements, Given, operation, positions
-from intfa_onnx.patterns.linear import Axis, Linear, size_form
+from intfa_onnx.patterns.linear import Axis, Linear, length_form
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, Shared, shape_slice, substitute
 from intfa_onnx.patterns.view import View
 
@@ -184,10 +184,10 @@ def _dtype(view: View, x: Operand) -> ir.DataType | None:
 def _lengths(view: View, match: AttentionMatch, mask: Operand, reader: Elements) -> dict[Axis, set[Linear]]:
     """Return what is known of the number of queries and keys: the mask's own axes, its ranges, Q and K."""
     found: dict[Axis, set[Linear | None]] = {axis: set(reader.lengths.get(axis, ())) for axis in (_KEY, _QUERY)}
-    sizes = view.dims.of(mask) if isinstance(mask, ir.Value) else None
     for axis, name in ((_KEY, "K"), (_QUERY, "Q")):
-        if sizes is not None and len(sizes) >= axis.from_back and sizes[-axis.from_back] != 1:
-            found[axis].add(size_form(view, sizes[-axis.from_back]))
+        if isinstance(mask, ir.Value) and (own := (view.rank(mask) or 0) - axis.from_back) >= 0:
+            length = length_form(view, mask, own)
+            found[axis] |= {length} - {Linear(1)}
         if name == "Q" or "past_key" not in match.inputs:
             found[axis].add(_operand_length(view, match.inputs[name], 1 if match.attributes.get("q_num_heads") else 2))
     return {axis: {length for length in of_axis if length is not None} for axis, of_axis in found.items()}
@@ -196,7 +196,7 @@ def _lengths(view: View, match: AttentionMatch, mask: Operand, reader: Elements)
 def _operand_length(view: View, x: Operand, axis: int) -> Linear | None:
     if isinstance(x, ir.Value):
         rank = view.rank(x)
-        return size_form(view, view.dims.dim(x, axis)) if rank is not None and axis < rank else None
+        return length_form(view, x, axis) if rank is not None and axis < rank else None
     if isinstance(x, Call) and x.op_type == "Transpose":
         return _operand_length(view, x.inputs[0], x.attributes["perm"][axis])
     if isinstance(x, Call) and x.op_type in ("Mul", "Div"):
@@ -266,6 +266,8 @@ def _average_rows(
     assert small is not None
     if any((view.dims.of(t.value) or ())[1:3] != (1, 1) for t in padding):
         raise _Stays("its padding is not [batch, 1, 1, keys]")
+    if not band.square and not band.offset.terms:
+        raise _Stays("rows without a key average over all keys, and the queries are not at the last places")
     # Of each key's place: whether a query there has no key.
     if band.left is None and band.right == 0:
         seen = Call("CumSum", (Call("Cast", (small,), {"to": int(ir.DataType.INT32)}), Const(np.array(3, np.int64))))

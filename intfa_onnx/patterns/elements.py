@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.linear import Axis, Linear, size_form
+from intfa_onnx.patterns.linear import Axis, Linear, length_form, size_form
 from intfa_onnx.patterns.match import Call, Const, Operand, node_name
 from intfa_onnx.patterns.view import View
 
@@ -127,10 +127,20 @@ class Elements:
         factor = step.number() if step is not None else None
         if start is None or factor is None:
             return None
-        if limit is not None and factor == 1 and not self._parts:
-            for axis in (a for a, f in index[0].terms if isinstance(a, Axis) and index[0] == Linear.of(a)):
-                self.lengths.setdefault(axis, []).append(limit - start)
+        if limit is not None and factor == 1:
+            self._learn(index[0], limit - start)
         return start + index[0] * factor
+
+    def _learn(self, place: Linear, length: Linear | None) -> None:
+        """Remember the length of an axis that ``place`` goes along, from its first element to its last."""
+        for axis, _ in place.terms:
+            if (
+                isinstance(axis, Axis)
+                and place == Linear.of(axis)
+                and length not in (None, Linear(1))
+                and not self._parts
+            ):
+                self.lengths.setdefault(axis, []).append(length)
 
     def _cast_integer(self, source: Operand, index: Index) -> Linear | None:
         if isinstance(source, ir.Value) and self._view.dtype(source) == ir.DataType.BOOL:
@@ -208,6 +218,11 @@ class Elements:
         call = operation(x)
         if number is not None or call is None:
             return number
+        if isinstance(x, ir.Value) and self._view.dtype(x) == ir.DataType.BOOL:
+            return 1.0
+        if call.op_type == "Mul":
+            factors = [self.only_nonzero(i) for i in call.inputs]
+            return None if None in factors else float(np.prod([f for f in factors if f is not None]))
         if call.op_type == "Where":
             numbers = {self.only_nonzero(i) for i in call.inputs[1:]} - {0.0}
             return numbers.pop() if len(numbers) == 1 else None
@@ -227,11 +242,12 @@ class Elements:
         key = (x, index, wanted)
         if key not in self._truths:
             self._depth += 1
-            found = self._truth(x, index, wanted)
+            obstacle, found = self.obstacle, self._truth(x, index, wanted)
             self._depth -= 1
-            if isinstance(x, ir.Value) and (found is None or any(isinstance(t, Given) for t in found)):
+            understood = found is not None and not any(isinstance(t, Given) for t in found)
+            if isinstance(x, ir.Value) and not understood and self._is_given(x, index):
                 # The highest value that does not depend on the query: no other nodes are needed.
-                found = (Given(x, wanted),) if self._is_given(x, index) else found
+                self.obstacle, found = obstacle, (Given(x, wanted),)
             if found is None:
                 self._miss(x)
             self._truths[key] = found
@@ -257,6 +273,9 @@ class Elements:
         if call is None:
             return self._constant_band(x, index, wanted)
         op, inputs = call.op_type, call.inputs
+        if op == "Trilu" and (made := operation(inputs[0])) is not None and made.op_type in _MADE_OF_SIZES:
+            for axis, place in enumerate(index):
+                self._learn(place, self.integer(made.inputs[-1], (Linear(axis),)))
         if op == "Not":
             return self.truth(inputs[0], index, not wanted)
         if op in ("And", "Or", "Mul"):
@@ -468,7 +487,7 @@ class Elements:
         return max(known) if len(known) == len(ranks) and x.op_type in _ELEMENTWISE else None
 
     def _size(self, x: Operand, axis: int) -> Linear | None:
-        return size_form(self._view, self._view.dims.dim(x, axis)) if isinstance(x, ir.Value) else None
+        return length_form(self._view, x, axis) if isinstance(x, ir.Value) else None
 
     def _axes(self, call: Call, x: Operand) -> list[int] | None:
         if "axes" in call.attributes:
@@ -496,6 +515,7 @@ class Elements:
         return None if tensor is None else tensor.numpy()
 
 
+_MADE_OF_SIZES = ("Expand", "ConstantOfShape")
 _TAKES_PART = ("Slice", "Gather", "GatherND")
 _KEEPS_NUMBER = ("Identity", "Cast", "CastLike", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Transpose")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Not", "And", "Or", "Where")

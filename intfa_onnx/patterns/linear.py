@@ -71,20 +71,24 @@ def _nonzero(terms: Iterable[tuple[Atom, int]]) -> frozenset[tuple[Atom, int]]:
     return frozenset((atom, factor) for atom, factor in terms if factor)
 
 
+def length_form(view: View, value: ir.Value, axis: int) -> Linear | None:
+    """Return a size of a value as a form: the sum of its parts where a Concat makes it."""
+    node, rank = value.producer(), view.rank(value)
+    if node is not None and rank is not None and node.op_type == "Concat" and _axis(node) % rank == axis:
+        sizes = [length_form(view, i, axis) if i is not None else None for i in node.inputs]
+        return None if None in sizes else _sum(s for s in sizes if s is not None)
+    return size_form(view, view.dims.dim(value, axis))
+
+
 def size_form(view: View, size: Token | None) -> Linear | None:
-    """Return a size as a form: the sum of its parts where a Concat makes it, or where its name says so."""
+    """Return a size as a form; a name may be a sum."""
     if size is None:
         return None
     if isinstance(size, str):
         # torch.export names the length of a cache with new keys "s0 + s21".
-        parts = size.split(" + ")
-        return _sum(Linear.of(int(p) if p.isdecimal() else p) for p in parts)
-    if isinstance(size, tuple):
-        value, axis = size
-        node, rank = value.producer(), view.rank(value)
-        if node is not None and rank is not None and node.op_type == "Concat" and _axis(node) % rank == axis:
-            sizes = [size_form(view, view.dims.dim(i, axis)) for i in node.inputs if i is not None]
-            return None if None in sizes else _sum(s for s in sizes if s is not None)
+        return _sum(Linear.of(int(p) if p.isdecimal() else p) for p in size.split(" + "))
+    if isinstance(size, tuple) and (node := size[0].producer()) is not None and node.op_type == "Concat":
+        return length_form(view, *size) if _axis(node) in (size[1], size[1] - (view.rank(size[0]) or 0)) else None
     return Linear.of(size)
 
 
