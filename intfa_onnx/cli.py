@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.table import Column, Table
 
 import intfa_onnx
 from intfa_onnx.bench.cli import app as bench_app
-from intfa_onnx.errors import IntfaError, ModelError
+from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 from intfa_onnx.native import Host
 from intfa_onnx.op_schema import DOMAIN
 
@@ -159,15 +160,31 @@ def rewrite(
 
 
 @app.command()
-def inspect(model: ModelPath, as_json: Json = False) -> None:
+def inspect(
+    model: ModelPath,
+    dump: Annotated[
+        str | None, typer.Option(metavar="NODE", help="Cut this attention out of the model, with random weights.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where --dump writes the part.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing part.")] = False,
+    as_json: Json = False,
+) -> None:
     r"""List the attentions of a model and what `rewrite` would do with each; change nothing.
+
+    With --dump, write the nodes around one of them as a model of its own, which can be sent to others: it runs, and is
+    found or rejected like the whole, but has random numbers for weights. Names of nodes and tensors stay.
 
     [bold]Examples[/bold]
 
     intfa-onnx inspect model.onnx
 
     intfa-onnx inspect model.onnx --json | jq '.attentions\[] | select(.decision == "rejected")'
+
+    intfa-onnx inspect model.onnx --dump /layer.0/Softmax -o attention.onnx
     """
+    if dump is not None or output is not None:
+        _dump(model, dump, output, force, as_json)
+        return
     with _working(f"reading {model}", as_json):
         result = intfa_onnx.rewrite(model)
     portable = any(function.domain == DOMAIN for function in result.model.functions.values())
@@ -179,6 +196,29 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
     print(result.summary())
     if portable:
         print("portable: the file carries the operator's float meaning, and runs without our library as well")
+    rejected = [a for a in result.attentions if a.decision == "rejected"]
+    if rejected:
+        print("\nIf one of the rejected is an attention, send us the few nodes around it, with random weights:")
+    for a in rejected:
+        print(shlex.join(["intfa-onnx", "inspect", str(model), "--dump", a.label(), "-o", "attention.onnx"]))
+
+
+def _dump(model: Path, node: str | None, output: Path | None, force: bool, as_json: bool) -> None:
+    from intfa_onnx import model_io
+    from intfa_onnx.dump import dump
+
+    if node is None or output is None:
+        raise UnsupportedError("--dump NODE and --output FILE belong together: give both")
+    with _working(f"cutting {node} out of {model}", as_json):
+        part = dump(model, node)
+        model_io.save(model_io.from_proto(part.model), output, force=force)
+    if as_json:
+        _print_json({"output": str(output), "attention": part.report.to_dict(), "problem": part.problem})
+        return
+    print(f"wrote {output}, {len(part.model.graph.node)} nodes; read like the whole model:")
+    print(f"{part.report.decision}{': ' if part.report.reason else ''}{part.report.reason}")
+    if part.problem:
+        print(f"it does not run as it is: {part.problem}", file=sys.stderr)
 
 
 def _attention_table(result: intfa_onnx.RewriteResult, decision: str) -> Table:
@@ -188,8 +228,7 @@ def _attention_table(result: intfa_onnx.RewriteResult, decision: str) -> Table:
     for a in result.attentions:
         heads = "" if a.num_heads is None else f"{a.num_heads}/{a.kv_num_heads or a.num_heads}"
         size = "" if a.head_dim is None else str(a.head_dim)
-        where = f"{a.scope}: {a.node}" if a.scope else a.node
-        table.add_row(where, heads, size, a.pattern, a.decision, a.reason)
+        table.add_row(a.label(), heads, size, a.pattern, a.decision, a.reason)
     return table
 
 
@@ -291,8 +330,6 @@ def build_engine(
 
     intfa-onnx build-engine model.trt.onnx -o model.plan --shapes ids:8x128 --shapes mask:8x128 --dry-run
     """
-    import shlex
-
     from intfa_onnx import build_engine as building
 
     request = building.plan_engine(

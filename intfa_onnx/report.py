@@ -46,6 +46,10 @@ class AttentionReport:
     notes: tuple[str, ...] = ()
     output: str = ""
 
+    def label(self) -> str:
+        """Return the name that tells the attention from all others of the model."""
+        return f"{self.scope}: {self.node}" if self.scope else self.node
+
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain JSON types."""
         return {**asdict(self), "absorbed": list(self.absorbed), "notes": list(self.notes)}

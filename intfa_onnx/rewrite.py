@@ -21,6 +21,8 @@ from intfa_onnx.plan import Options, plan
 from intfa_onnx.portable import add_functions
 from intfa_onnx.report import AttentionReport
 
+ModelSource = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
 
 @dataclass(frozen=True)
 class RewriteResult:
@@ -77,7 +79,7 @@ class RewriteResult:
 
 
 def rewrite(
-    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    model: ModelSource,
     *,
     precision: str = "int8",
     scheme: str = "tile",
@@ -108,13 +110,12 @@ def rewrite(
     """
     options = Options(precision, scheme, tuple(only), tuple(skip), portable, target)
     options.check()
-    working = _working_copy(model)
+    working = working_copy(model)
     nodes_before = _count_nodes(working)
-    _sort_if_needed(working)
     view, names = View(working), Names(working)
     reports: list[AttentionReport] = []
     lowered: list[tuple[ir.Node, int, int | None, int | None]] = []
-    for scope, container in _scopes(working):
+    for scope, container in scopes(working):
         for family, anchor in anchors(container):
             planned = plan(match_anchor(view, family, anchor), scope, options)
             reports.append(planned.report)
@@ -130,15 +131,23 @@ def rewrite(
     return RewriteResult(working, tuple(reports), portable, nodes_before, _count_nodes(working))
 
 
-def _working_copy(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
-    if isinstance(model, ir.Model):
-        return model.clone()
-    if isinstance(model, onnx.ModelProto):
-        return model_io.from_proto(model)
-    return model_io.load(model)
+def working_copy(source: ModelSource) -> ir.Model:
+    """Return a model that may be changed, its nodes sorted; external data is referenced.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if isinstance(source, ir.Model):
+        model = source.clone()
+    elif isinstance(source, onnx.ModelProto):
+        model = model_io.from_proto(source)
+    else:
+        model = model_io.load(source)
+    _sort_if_needed(model)
+    return model
 
 
-def _scopes(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
+def scopes(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
     """Yield the main graph, the bodies in it, and the functions with the bodies in them, each with its path."""
     yield from _with_bodies("", model.graph)
     for function in list(model.functions.values()):
