@@ -240,6 +240,15 @@ STAYS = {
     "offset twice": ("o = Add (q, past)\n c = LessOrEqual (k, o)", "not provably 0"),
     "counted from one": ("k1 = Add (k, i1)\n c = LessOrEqual (k1, q)", "not provably 0"),
     "stretched": ("k2 = Add (k, k)\n c = LessOrEqual (k2, q)", "other than the positions"),
+    "not the first query": (
+        "d = LessOrEqual (k, q)\n e = GreaterOrEqual (q, i4)\n c = And (d, e)",
+        "other than the positions",
+    ),
+    "from the end of a longer range": (
+        "big = Range (i0, hundred, i1)\n kb = Slice (big, zeroth, t1)\n k1 = Unsqueeze (kb, leading)\n"
+        "far = Sub (hundred, s)\n qf = Add (qr, far)\n q1 = Unsqueeze (qf, around)\n c = LessOrEqual (k1, q1)",
+        "not provably 0",
+    ),
     "documents": ("c = Equal (D, DK)", None),
     "either": ("d = LessOrEqual (k, q)\n c = Or (d, p)", "Or .* is not understood"),
     "hole in the triangle": (
@@ -260,6 +269,14 @@ def test_near_misses_stay(kind):
     [attention] = intfa_onnx.rewrite(model).attentions
     if reason is not None:
         assert re.search(f"the mask stays .*{reason}", attention.notes[-1]), attention.notes
+
+
+def test_sum_of_masks_with_different_limits_stays():
+    """A key beyond the window gets the least float, one beyond the diagonal -inf: rows without a key differ."""
+    window = CAUSAL + "l = Sub (q, i4)\n w = Greater (k, l)\n d = And (c, w)\n C = And (c, p)\n"
+    masks = "f = Where (d, zero, low)\n g = Where (C, zero, low)\n F = Add (f, g)"
+    [node] = fused(check(build(window + masks, FLOAT)))
+    assert limits(node) == {}
 
 
 def test_rows_that_keep_their_scores_stay():
@@ -301,6 +318,8 @@ def test_sliced_buffer(kind):
     [node] = fused(check(model))
     assert limits(node) == expected
     assert (len(node.input) == 3) == bool(expected)
+    [attention] = intfa_onnx.rewrite(model).attentions
+    assert ("the mask stays" in "".join(attention.notes)) == (kind == "strict")
 
 
 def test_two_attentions_share_what_is_left():
