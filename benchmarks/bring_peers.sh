@@ -1,17 +1,46 @@
 #!/usr/bin/env bash
-# Fills .peers/ with what benchmarks/gpu_session.sh needs on a machine without a network: the build's downloads, and the peers that
-# are pure Python. Copy the checkout with .peers/ there.
+# Fills .peers/ with what benchmarks/gpu_session.sh needs on a machine without a network: the build's downloads, the peers that are
+# pure Python, pycuda for the GPU tests, and ONNX Runtime's CUDA build with the code of one GPU. Copy the checkout with .peers/
+# there. What cannot be had is skipped, and the session says what that costs.
 #
-#   benchmarks/bring_peers.sh
+#   benchmarks/bring_peers.sh [SM]     the GPU's compute capability without the point, default 90
+#
+# PYTHON names a Python of the GPU machine's version: pycuda and ONNX Runtime hold compiled code that fits one version alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case "${1:-90}" in
+  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *[!0-9]*) echo "unknown option '$1' (supported: a compute capability such as 90, --help)" >&2; exit 2 ;;
+esac
+sm=${1:-90}
 python=${PYTHON:-python3}
-export INTFA_CACHE_DIR=$PWD/.peers/cache
-mkdir -p "$INTFA_CACHE_DIR" .peers/python
-cmake -S . -B "$(mktemp -d)" -DINTFA_CUDA=OFF >/dev/null # configuring is what downloads
-"$python" -m pip install --quiet --no-deps --upgrade --target .peers/python sageattention==1.0.6
-# The GPU tests launch the kernels through pycuda. Its wheel is compiled here: CUDA's headers, and libcuda.so or its stub.
-# --no-deps: that machine's own numpy stays.
-"$python" -m pip install --quiet --no-deps --upgrade --target .peers/python pycuda pytools siphash24 platformdirs mako markupsafe ||
-  echo "pycuda could not be built (see above): the tests marked gpu will skip there" >&2
+ort_version=1.31.1
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+skipped() { echo "skipped: $*" >&2; }
+
+rm -rf .peers/python .peers/ort.tar.xz
+mkdir -p .peers/cache .peers/python
+INTFA_CACHE_DIR=$PWD/.peers/cache cmake -S . -B "$scratch/build" -DINTFA_CUDA=OFF >"$scratch/cmake.log" || # configuring is what downloads
+  { tail -n 20 "$scratch/cmake.log" >&2; exit 1; }
+
+# --no-deps throughout: that machine's own numpy and torch stay.
+install() { "$python" -m pip install --quiet --no-deps --no-compile --upgrade --target .peers/python "$@"; }
+install sageattention==1.0.6 || skipped "sageattention, a peer of the benchmark"
+
+# pycuda is compiled here. It links libcuda.so, which only a driver brings: an empty one will do, the real one is there at run time.
+# curand is left out because nothing here uses it.
+cuda=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' || true) # where the compiler's headers are, wherever nvcc itself is
+g++ -shared -x c++ /dev/null -o "$scratch/libcuda.so" -Wl,-soname,libcuda.so.1
+cat >"$scratch/.aksetup-defaults.py" <<EOF
+CUDA_ENABLE_CURAND = False
+CUDA_INC_DIR = ["$cuda/include"]
+CUDADRV_LIB_DIR = ["$scratch"]
+EOF
+HOME=$scratch CFLAGS=-g0 install --no-binary=pycuda pycuda pytools siphash24 platformdirs mako markupsafe >"$scratch/pycuda.log" 2>&1 ||
+  { grep -m 3 'error:' "$scratch/pycuda.log" >&2; skipped "pycuda: the tests marked gpu need it"; }
+
+{ "$python" -m pip download --quiet --no-deps --only-binary=:all: -d "$scratch" "onnxruntime-gpu==$ort_version" &&
+  "$python" benchmarks/pack_ort.py "$scratch"/onnxruntime_gpu-*.whl "$sm" .peers/ort.tar.xz; } ||
+  skipped "onnxruntime-gpu: no benchmark and no test of the operator in ONNX Runtime on CUDA"
 du -sh .peers

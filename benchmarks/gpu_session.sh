@@ -1,30 +1,32 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, in one go under ten minutes: build for its SM, GPU tests, compute-sanitizer,
-# benchmark beside the peers. A table comes last; logs and JSON go to the output folder.
+# Everything worth doing on a machine with a GPU, in one go under ten minutes, most valuable first: build for its SM, the wgmma and
+# the other kernels against the CPU backend, compute-sanitizer, CUDA graphs, the benchmark beside the peers, the hosts' tests.
+# A table comes last.
 #
 #   benchmarks/gpu_session.sh [OUTPUT]             default OUTPUT: build/gpu_session
 #   benchmarks/gpu_session.sh --dry-run [OUTPUT]   without a GPU: builds, and checks every step up to the launch
 #
+# OUTPUT gets summary.txt, session.log and at most six op_*.json or scale_*.json. Each is complete at any time: a step has its own
+# limit, none runs past ten minutes in all, and what hangs or fails costs its own time alone.
 # Needs nvcc, cmake, ninja and a Python with this package's dependencies, torch and pytest; no network, if benchmarks/bring_peers.sh
 # has filled .peers/ before. INT_FLASHATTENTION_DIR names a checkout of the INT-FlashAttention authors' repository, if there is one.
-# Each step has its own limit, and none runs past ten minutes in all: what hangs costs its own time, what is written stays.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 dry_run=
 case "${1:-}" in
   --dry-run) dry_run=1; shift ;;
-  -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
   -*) echo "unknown option '$1' (supported: --dry-run, --help)" >&2; exit 2 ;;
 esac
 out=${1:-build/gpu_session}
 mkdir -p "$out" || exit 2
 out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin COLUMNS=160
 [ -d .peers/cache ] && export INTFA_CACHE_DIR=$PWD/.peers/cache
 [ -d .peers/python ] && PYTHONPATH=$PYTHONPATH:$PWD/.peers/python
-[ -d .peers/ort ] && PYTHONPATH=$PWD/.peers/ort:$PYTHONPATH # before the CPU build of ONNX Runtime that may be there
+[ -f .peers/ort.tar.xz ] && PYTHONPATH=$PWD/build/gpu_peers:$PYTHONPATH # before the CPU build of ONNX Runtime that may be there
 
 if [ -n "$dry_run" ]; then
   architecture=90a
@@ -33,21 +35,24 @@ else
   [ "$architecture" = 90 ] && architecture=90a
 fi
 
-budget=${INTFA_SESSION_SECONDS:-$([ -n "$dry_run" ] && echo 3600 || echo 590)} # a dry run has no machine to give back
-table=()
+budget=${INTFA_SESSION_SECONDS:-$([ -n "$dry_run" ] && echo 3600 || echo 570)} # a dry run has no machine to give back
+: >"$out/summary.txt" >"$out/session.log"
 failed=0
 step() {  # step NAME SECONDS COMMAND...: run, log, note the outcome
-  local name=$1 limit=$2 start=$SECONDS code left=$((budget - SECONDS))
+  local name=$1 limit=$2 start=$SECONDS code left=$((budget - SECONDS)) said
   shift 2
   if [ $left -lt 5 ]; then
-    table+=("$(printf '%-20s %-9s' "$name" "no time")")
+    printf '%-12s %-9s\n' "$name" "no time" >>"$out/summary.txt"
     failed=1
     return 1
   fi
   [ $left -lt "$limit" ] && limit=$left
-  timeout --kill-after=5 "$limit" bash -c '"$@"' "$name" "$@" >"$out/$name.log" 2>&1 # a shell of its own: commands are functions too
+  printf '\n===== %s: %s\n' "$name" "$*" >>"$out/session.log"
+  # A shell of its own: commands are functions too.
+  timeout --kill-after=5 "$limit" bash -c '"$@"' "$name" "$@" </dev/null >>"$out/session.log" 2>&1
   code=$?
-  table+=("$(printf '%-20s %-9s %4d s   %s' "$name" "$([ $code = 0 ] && echo ok || echo "exit $code")" $((SECONDS - start)) "$(tail -n 1 "$out/$name.log" | cut -c1-100)")")
+  said=$(tail -n 1 "$out/session.log" | cut -c1-100)
+  printf '%-12s %-9s %4d s   %s\n' "$name" "$([ $code = 0 ] && echo ok || echo "exit $code")" $((SECONDS - start)) "$said" >>"$out/summary.txt"
   [ $code = 0 ] || failed=1
   return $code
 }
@@ -55,31 +60,77 @@ build() {
   cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DINTFA_CUDA=ON "-DINTFA_CUDA_ARCHITECTURES=$architecture" \
     -DCMAKE_INSTALL_PREFIX="$PWD" && cmake --build build/gpu --target install
 }
-bench() { "$python" -m intfa_onnx.cli bench op --device cuda "$@"; }
 cuda_code() { "$python" -c 'from intfa_onnx import c_abi; code = c_abi.cuda_architectures(); print(code); exit(not code)'; }
-bench_to() { local file=$1; shift; bench "$@" --json >"$out/$file.part" && mv "$out/$file.part" "$out/$file"; }
-sanitize() { compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -m pytest -q -m gpu -k sanitizer tests; }
-export python out architecture
-export -f build bench bench_to cuda_code sanitize
-
-if step build $((budget > 600 ? 1800 : 300)) build && step library 30 cuda_code; then
-  if [ -n "$dry_run" ]; then
-    step tests 120 "$python" -m pytest -q -m gpu --collect-only tests
-    step sanitizer 20 sh -c 'command -v compute-sanitizer || echo "not here; memcheck and racecheck need it on the GPU machine"'
-    step benchmark 60 bench_to dry_run.json --seqlen 64 --head-dim 64 --rounds 3
-  else
-    step tests 180 "$python" -m pytest -q -m gpu tests
-    step memcheck 90 sanitize memcheck
-    step racecheck 90 sanitize racecheck
-    # 16k tokens in all, as FlashAttention's papers measure: batch * seqlen is constant
-    for data in normal llm; do
-      for seqlen in 1024 4096 16384; do
-        step "d128_${data}_$seqlen" 60 bench_to "op_cuda_d128_${data}_$seqlen.json" --data $data --head-dim 128 --heads 16 \
-          --seqlen $seqlen --batch $((16384 / seqlen)) --rounds 9
-      done
-    done
-    step d64 60 bench_to op_cuda_d64_normal_8192.json --head-dim 64 --heads 32 --seqlen 8192 --batch 2 --rounds 9
+peers() {  # unpack, then say what Python has; what is absent is a skip later
+  if [ -f .peers/ort.tar.xz ]; then
+    rm -rf build/gpu_peers
+    "$python" -c 'import tarfile; tarfile.open(".peers/ort.tar.xz").extractall("build/gpu_peers")'
   fi
+  "$python" -c '
+import importlib, os, platform
+found, absent = ["python " + platform.python_version()], []
+for name in ("torch", "triton", "pycuda", "onnxruntime", "sageattention"):  # torch first: it brings CUDA for the others
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        absent.append(f"no {name} ({error})")
+    else:
+        cuda = "CUDAExecutionProvider" in getattr(module, "get_available_providers", list)()
+        found.append(name + " " + str(getattr(module, "__version__", "")) + (" with CUDA" if cuda else ""))
+print("; ".join(found + absent))
+exit(not os.environ["dry_run"] and any(line.startswith(("no torch", "no pycuda")) for line in absent))'
+}
+gpu_tests() { "$python" -m pytest -v -m gpu -p no:cacheprovider ${dry_run:+--collect-only -q} "$@"; }
+sanitize() {
+  if [ -n "$dry_run" ] && ! command -v compute-sanitizer; then
+    echo "compute-sanitizer is not here; the GPU machine needs it"
+  else
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -m pytest -v -m gpu -p no:cacheprovider ${dry_run:+--collect-only} \
+      -k sanitizer tests/test_gpu_attention.py
+  fi
+}
+bench() {  # bench NAME OPTION...: in a dry run the candidates of one small problem, all of which say why they are skipped
+  local name=$1
+  shift
+  [ -n "$dry_run" ] && set -- --seqlen 64 --head-dim 64
+  "$python" -m intfa_onnx.cli bench op --device cuda --rounds 9 --output "$out/$name.json" "$@"
+}
+scale() {
+  local part=operator
+  [ -n "$dry_run" ] && part=start
+  "$python" -m intfa_onnx.cli bench scale --device cuda --only $part --json >"$out/scale_cuda.json.part" &&
+    mv "$out/scale_cuda.json.part" "$out/scale_cuda.json"
+}
+export python out architecture dry_run
+export -f build cuda_code peers gpu_tests sanitize bench scale
+
+kernels=tests/test_gpu_attention.py
+wgmma='int8-tile or wgmma' # the form that has wgmma kernels, where the GPU runs them
+lengths=(--tokens 16384) # batch * seqlen is constant, as in FlashAttention's papers
+for seqlen in 512 1024 2048 4096 8192 16384; do lengths+=(--seqlen $seqlen); done
+if step build $((budget > 600 ? 1800 : 240)) build && step library 30 cuda_code; then
+  step peers 60 peers
+  step wgmma 90 gpu_tests -k "$wgmma" $kernels
+  step memcheck 60 sanitize memcheck
+  step racecheck 60 sanitize racecheck
+  step graphs 30 gpu_tests -k "graph or streams" $kernels
+  step op_d128 120 bench op_cuda_d128 "${lengths[@]}" --head-dim 128 --heads 16
+  step kernels 90 gpu_tests -k "not ($wgmma or graph or streams)" $kernels
+  step op_d64 90 bench op_cuda_d64 "${lengths[@]}" --head-dim 64 --heads 32
+  step decode 40 bench op_cuda_decode --decode --heads 32 --group 4 --head-dim 128 --batch 8 --seqlen 4096 --seqlen 32768
+  step hosts 120 gpu_tests tests/test_gpu_ort.py tests/test_gpu_trt_plugin.py
+  step op_llm 60 bench op_cuda_d128_llm "${lengths[@]}" --head-dim 128 --heads 16 --data llm --no-causal
+  step scale 60 scale
 fi
-printf '%s\n' "${table[@]}"
+{
+  printf '\n'
+  "$python" -c '
+import sys
+from pathlib import Path
+from intfa_onnx.bench import report
+for path in map(Path, sys.argv[1:]):
+    print(path.stem)
+    print(*(report.op_sentence(result) for result in report.read(path)["results"]), sep="\n")' "$out"/op_*.json
+} >>"$out/summary.txt" 2>>"$out/session.log"
+cat "$out/summary.txt"
 exit $failed

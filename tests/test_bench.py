@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from intfa_onnx import cli
 from intfa_onnx.bench.candidate import Candidate, Peer
-from intfa_onnx.bench.op import OURS, bench_problem, bench_problems
+from intfa_onnx.bench.limits import Device
+from intfa_onnx.bench.op import OURS, Machine, ProblemResult, bench_problem, bench_problems
 from intfa_onnx.bench.peers_cpu import CPU_PEERS
 from intfa_onnx.bench.problem import DATA_KINDS, Problem
 from intfa_onnx.bench.timing import Timing, measure, ratio
@@ -20,13 +23,13 @@ SMALL = Problem(1, 2, 2, 40, 16, causal=True)
 
 
 @pytest.mark.parametrize("data", DATA_KINDS)
-@pytest.mark.parametrize("causal", [False, True])
-def test_truth_is_attention(data: str, causal: bool) -> None:
-    problem = Problem(1, 4, 2, 33, 16, causal, data)
+@pytest.mark.parametrize(("causal", "decode"), [(False, False), (True, False), (False, True)])
+def test_truth_is_attention(data: str, causal: bool, decode: bool) -> None:
+    problem = Problem(1, 4, 2, 33, 16, causal, data, decode)
     q, k, v = problem.inputs()
     positions, truth = problem.sampled_truth(q, k, v, rows=7)
-    assert 2 <= len(positions) <= 7
-    assert {0, 32} <= set(positions.tolist())
+    assert positions.tolist() == [0] if decode else 2 <= len(positions) <= 7
+    assert decode or {0, 32} <= set(positions.tolist())
     for row, i in enumerate(positions):
         for head in range(4):
             keys = i + 1 if causal else 33
@@ -83,6 +86,54 @@ def test_every_cpu_peer_computes_attention() -> None:
     errors = {r.candidate: r.error for r in result.rows if r.error is not None}
     assert errors["ort unfused"] < 1e-5
     assert 1e-4 < errors[OURS] < 0.06  # quantized, so not exact
+
+
+def test_a_step_of_a_decoder() -> None:
+    """One query over a cache, grouped heads; a cache of codes moves a quarter of the bytes."""
+    pytest.importorskip("onnxruntime")
+    problem = Problem(1, 4, 2, 300, 16, causal=False, decode=True)
+    assert problem.operations == 4 * 4 * 300 * 16
+    assert problem.label() == "B1 H4/2 S300 D16 decode"
+    device = Device("test", int8_ops=1e30, bytes_per_second=1.0)
+    result = bench_problem(problem, CPU_PEERS, rounds=3, round_seconds=0, machine=Machine(device))
+    rows = {row["candidate"]: row for row in result.as_dict()["rows"]}
+    cache, queries = 2 * 2 * 300 * 16, 4 * 16
+    for name, moved in ((OURS, 4 * (cache + 2 * queries)), ("intfa int8, codes given", cache + queries + 4 * queries)):
+        assert rows[name]["percent_of_limit"] * rows[name]["seconds"] / 100 == pytest.approx(moved)
+        assert rows[name]["limit"] == "memory"
+        assert 1e-4 < rows[name]["error"] < 0.06
+    assert rows["ort Attention-24"]["error"] < 1e-5
+    assert rows["ort unfused"]["skipped"] == "has no grouped heads"
+
+
+def test_a_run_that_is_ended_leaves_what_it_measured(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    output = tmp_path / "op.json"
+    sizes = ["--seqlen", "32", "--seqlen", "48", "--head-dim", "16", "--heads", "4", "--group", "2", "--decode"]
+    arguments = ["bench", "op", *sizes, "--rounds", "3", "--only", OURS, "--output", str(output)]
+    assert cli.main(arguments) == 0
+    assert [r["problem"]["seqlen"] for r in json.loads(output.read_text())["results"]] == [32, 48]
+
+    def ends(sizes: list[Problem], peers: object, **options: object) -> Iterator[ProblemResult]:
+        yield bench_problem(sizes[0], CPU_PEERS, rounds=3, round_seconds=0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("intfa_onnx.bench.cli.bench_problems", ends)
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.main(arguments)
+    (result,) = json.loads(output.read_text())["results"]
+    assert result["label"] == "B1 H4/2 S32 D16 decode"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path, capsys) -> None:
+    for arguments, said in (
+        (["--decode", "--causal"], "leave --causal out"),
+        (["--heads", "6", "--group", "4"], "6 heads cannot share key heads by 4"),
+        (["--seqlen", "8", "--head-dim", "8", "--only", OURS, "-o", str(tmp_path / "no/op.json")], "cannot write"),
+    ):
+        assert cli.main(["bench", "op", *arguments]) != 0
+        assert said in capsys.readouterr().err
 
 
 def test_a_peer_that_does_not_fit_is_skipped() -> None:

@@ -72,7 +72,8 @@ def test_tile_m_is_the_kernels() -> None:
     assert "kStrips = kDim <= 128 ? 2 : 1;" in shape
     assert [machine("NVIDIA A100").tile_m(d) for d in (64, 128, 256)] == [128, 128, 64]
     assert [machine("NVIDIA H200").tile_m(d) for d in (64, 128, 256)] == [192, 192, 64]
-    assert "wgmma192_d128, false, 3, 128" in (SHAPES / "kernels_sm90.cu").read_text()
+    assert "wgmma192_d128" in (SHAPES / "kernels_sm90.cu").read_text()
+    assert "kTileM = kWarps * kWarpRows;" in (SHAPES / "attention_shape_sm90.h").read_text()
 
 
 def test_cpu_is_calibrated() -> None:

@@ -56,6 +56,12 @@ def test_without_a_gpu_every_candidate_says_why() -> None:
     assert [row.candidate for row in result.rows] == list(peers_cuda.CUDA_PEERS)
 
 
+def test_without_torch_every_candidate_says_so(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = bench_problem(PROBLEMS[0], peers_cuda.CUDA_PEERS, rounds=3, round_seconds=0)
+    assert all(row.skipped.startswith("torch cannot be imported") for row in result.rows)
+
+
 @pytest.mark.parametrize(
     ("name", "package", "text"),
     [

@@ -42,7 +42,9 @@ def scale_document() -> dict:
     row = {"layers": 500, "nodes": 15000, "weight_bytes": 12e9, "steps": {"rewrite": 4.5, "save": 0.25}}
     row |= {"seconds": 4.75, "peak_memory": 2**28, "bytes_read": 2**20}
     start = {"library load": {"seconds": 0.00035, "spread": 0.15}}
-    return {"kind": "scale", "header": HEADER, "rewriting": [row, row | {"nodes": 7500}], "start": start}
+    operator = {"sequence length": op_document()["results"]}
+    document = {"kind": "scale", "header": HEADER, "operator": operator}
+    return document | {"rewriting": [row, row | {"nodes": 7500}], "start": start}
 
 
 def write(folder: Path, **documents: dict) -> Path:
@@ -65,6 +67,7 @@ def test_page_holds_recorded_figures(tmp_path) -> None:
         "| a.onnx | 1.00 | 2.00 | 3.00 | 900.0 | 128 | 2 | 0.50 |",
         "| 500 | 15000 | 12.0 | 4.50 | 0.25 | 0.317 | 256 | 1 |",
         "| library load | 0.35 | 15 % |",
+        "| operator over sequence length | candidate |",
     ):
         assert expected in text
     assert "accuracy" not in text
@@ -96,6 +99,23 @@ def test_a_plot_carries_the_digest_of_its_figures(tmp_path) -> None:
     other["results"][0]["rows"][0]["tops"] += 1e-9
     assert plot.digest(document).encode() in image
     assert plot.digest(other).encode() not in image
+
+
+def test_parts_of_a_scale_that_were_not_measured_are_left_out(tmp_path) -> None:
+    document = scale_document()
+    results = write(tmp_path / "r", a={key: document[key] for key in ("kind", "header", "start")})
+    report.write(results, page := tmp_path / "page.md")
+    assert "| library load |" in page.read_text()
+    assert "layers" not in page.read_text()
+
+
+def test_a_problem_in_a_line() -> None:
+    (result, _) = op_document()["results"]
+    result["rows"][1] |= {"seconds": 0.01, "intfa_is_faster_by": "2.19x"}
+    ours = "B1 H8 S256 D64: 4.567 ms, 0.3 TOPS"
+    assert report.op_sentence(result) == f"{ours}; faster than by: 2.19x other"
+    result["rows"][0] |= {"skipped": "no GPU"}
+    assert report.op_sentence(result) == "B1 H8 S256 D64: intfa int8 skipped, no GPU"
 
 
 def test_lines_of_the_plot() -> None:

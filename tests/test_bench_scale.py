@@ -9,8 +9,22 @@ import onnx
 import pytest
 
 from intfa_onnx import rewrite
+from intfa_onnx.bench import plot
 from intfa_onnx.bench.decoder import VOCABULARY, write_decoder
-from intfa_onnx.bench.scale import measure_rewrite, measure_start
+from intfa_onnx.bench.op import OURS, Machine
+from intfa_onnx.bench.peers_cpu import CPU_PEERS
+from intfa_onnx.bench.problem import Problem
+from intfa_onnx.bench.scale import GROWTHS, measure_operator, measure_rewrite, measure_start
+
+
+def test_the_operator_over_each_size(tmp_path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert [p.seqlen for p in GROWTHS["sequence length"]] == [2**n for n in range(9, 18)]
+    small = {"heads": [Problem(1, heads, heads, 40, 16, causal=True) for heads in (1, 2)]}
+    operator = measure_operator(CPU_PEERS, Machine(), small)
+    lines = plot.seconds_lines(operator["heads"], "num_heads")
+    assert {name: [size for size, _ in points] for name, points in lines.items()}[OURS] == [1, 2]
+    assert {"ort unfused"} <= set(lines) <= {OURS, "ort unfused", "torch sdpa f32"}
 
 
 def test_the_decoder_is_a_model_that_runs(tmp_path) -> None:

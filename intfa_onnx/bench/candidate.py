@@ -32,11 +32,13 @@ class Peer:
     Attributes:
         make: takes problem, inputs and CPU threads; raises UnsupportedError with the reason if it cannot run here.
         scores: how many float32 arrays of the size of the scores it holds at once, 0 if it never has them whole.
+        input_bytes: of an element of Q, K and V, where that is not the machine's.
     """
 
     make: Callable[[Problem, Inputs, int], Candidate]
     scores: int = 0
+    input_bytes: int = 0
 
     def score_bytes(self, problem: Problem) -> int:
         """Return the bytes of those arrays."""
-        return self.scores * 4 * problem.batch * problem.num_heads * problem.seqlen**2
+        return self.scores * 4 * problem.batch * problem.num_heads * problem.seqlen_q * problem.seqlen

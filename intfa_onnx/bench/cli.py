@@ -32,12 +32,18 @@ def bench_op(
     head_dim: Annotated[list[int] | None, typer.Option(min=8, max=256, help="Head size; repeat for several.")] = None,
     heads: Annotated[list[int] | None, typer.Option(min=1, help="Heads; repeat for several. Default 8.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch; repeat for several. Default 1.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens in all: gives each length its batch, in place of --batch.")] = 0,
+    group: Annotated[int, typer.Option(min=1, help="Heads that share a key head.")] = 1,
     causal: Annotated[bool | None, typer.Option(help="Only causal, or only not; default both.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="One query over a cache of --seqlen keys.")] = False,
     data: Annotated[str, typer.Option(help=" or ".join(DATA_KINDS))] = "normal",
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=3)] = 15,
     max_seconds: Annotated[float, typer.Option(help="Skip a candidate that would take longer per call.")] = 60.0,
     only: Annotated[list[str] | None, typer.Option(help="Candidate to measure; repeat for several.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", dir_okay=False, help="JSON file, written after every problem.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time the operator beside its peers on this machine.
@@ -49,10 +55,14 @@ def bench_op(
 
       intfa-onnx bench op --seqlen 512 --seqlen 1024 --head-dim 64
 
-      intfa-onnx bench op --device cuda --data llm --json > h200.json
+      intfa-onnx bench op --device cuda --data llm --output h200.json
+
+      intfa-onnx bench op --decode --heads 32 --group 4 --head-dim 128 --seqlen 16384
     """
     if data not in DATA_KINDS:
         raise UnsupportedError(f"--data {data!r} is unknown (supported: {', '.join(DATA_KINDS)})")
+    if decode and causal:
+        raise UnsupportedError("--decode with --causal: the last token attends every key; leave --causal out")
     header = environment.describe() | {"device": device, "threads": threads, "data": data}
     peers, machine = _peers(device, threads, header["gpu"])
     if unknown := sorted(set(only or []) - set(peers)):
@@ -65,24 +75,29 @@ def bench_op(
         head_dim or [64, 128],
         heads or [8],
         batch or [1],
-        (False, True) if causal is None else (causal,),
+        (False,) if decode else (False, True) if causal is None else (causal,),
         data,
+        group,
+        decode,
+        tokens,
     )
-    console, results = Console(stderr=as_json), []
+    document: dict[str, Any] = {"kind": "op", "header": header, "results": []}
+    console = Console(stderr=as_json)
     console.print("\n".join(environment.sentences(header)), highlight=False)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=len(sizes))
         for result in bench_problems(
             sizes, peers, threads=threads, rounds=rounds, machine=machine, max_seconds=max_seconds
         ):
-            document = result.as_dict()
-            console.print(_op_table(document))
-            results.append(document)
+            document["results"].append(result.as_dict())
+            console.print(_op_table(document["results"][-1]))
+            if header["gpu"]:
+                header["gpu"] = environment.gpu()  # the clocks under load, not those before it
+            if output:
+                _write(output, document)
             progress.advance(task)
-    if header["gpu"]:
-        header["gpu"] = environment.gpu()  # the clocks under load, not those before it
     if as_json:
-        print(json.dumps({"kind": "op", "header": header, "results": results}, indent=1))
+        print(json.dumps(document, indent=1))
 
 
 @app.command("model")
@@ -135,20 +150,31 @@ def bench_model(
 def bench_scale(
     layers: Annotated[list[int] | None, typer.Option(min=1, help="Decoder layers; repeat for several.")] = None,
     hidden: Annotated[int, typer.Option(min=64, help="Width; 1024 makes 500 layers 12 GB.")] = 1024,
+    device: Annotated[str, typer.Option(help="Of the operator: cpu or cuda.")] = "cpu",
+    only: Annotated[list[str] | None, typer.Option(help="operator, rewriting or start; repeat for several.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the rewriter over model size, the load time of the library, and the start of a session.
+    """Measure how cost grows: the operator's, the rewriter's, and what a process pays once.
 
-    The models are decoders whose weights lie in a sparse external file: they take no disk, and are not read.
+    The operator's over sequence length (512 to 131072), heads and batch, beside two peers; what would take more than
+    seconds is skipped. The rewriter's over model size: decoders whose weights lie in a sparse external file, which
+    takes no disk, and are not read. Once: the load of the library, the start of a session.
 
     [bold]Example[/bold]
 
-      intfa-onnx bench scale --layers 50 --layers 500
+      intfa-onnx bench scale --only rewriting --layers 50 --layers 500
     """
-    from intfa_onnx.bench.scale import measure_scale
+    from intfa_onnx.bench.scale import PARTS, measure_operator, measure_scale
 
-    header = environment.describe() | {"device": "cpu", "threads": 1}
-    document = {"kind": "scale", "header": header, **measure_scale(layers or [62, 125, 250, 500], hidden)}
+    if unknown := sorted(set(only or []) - set(PARTS)):
+        raise UnsupportedError(f"--only {unknown[0]!r} is unknown (supported: {', '.join(PARTS)})")
+    parts = only or PARTS
+    header = environment.describe() | {"device": device, "threads": 1}
+    document: dict[str, Any] = {"kind": "scale", "header": header}
+    if "operator" in parts:
+        peers, machine = _peers(device, 1, header["gpu"])
+        document["operator"] = measure_operator(peers, machine)
+    document |= measure_scale(layers or [62, 125, 250, 500], hidden, [p for p in parts if p != "operator"])
     console = Console(stderr=as_json)
     console.print("\n".join(environment.sentences(header)), highlight=False)
     for columns, rows in report.scale_tables(document):
@@ -204,6 +230,16 @@ def _peers(device: str, threads: int, gpu: dict[str, str] | None) -> tuple[dict[
 
         return CUDA_PEERS, machine(gpu["name"] if gpu else "")
     raise UnsupportedError(f"--device {device!r} is unknown (supported: cpu, cuda)")
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Replace the file at once: whoever ends this process finds what it measured."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
 def _op_table(document: dict[str, Any]) -> Table:

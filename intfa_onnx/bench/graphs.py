@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,19 @@ from intfa_onnx.op_schema import DOMAIN, OP_TYPE
 CONTRIB = "com.microsoft"
 
 
-def fused(problem: Problem, dtype: Any, precision: str) -> onnx.ModelProto:
-    """Return our operator; tensors [batch, heads, seqlen, head_dim] of the numpy type ``dtype``, as below."""
-    node = helper.make_node(
-        OP_TYPE, ["Q", "K", "V"], ["Y"], domain=DOMAIN, is_causal=int(problem.causal), precision=precision
-    )
-    return _model(problem, dtype, [node])
+def fused(problem: Problem, dtype: Any, precision: str, scales: Sequence[np.ndarray] = ()) -> onnx.ModelProto:
+    """Return our operator; tensors [batch, heads, seqlen, head_dim] of the numpy type ``dtype``, as below.
+
+    With ``scales`` of Q, K and V, float32 [heads] each, ``dtype`` is int8 and the output float32.
+    """
+    constants = [numpy_helper.from_array(x, f"{name}_scale") for name, x in zip("qkv", scales, strict=False)]
+    inputs = ["Q", "K", "V"]
+    attributes: dict[str, Any] = {"is_causal": int(problem.causal), "precision": precision}
+    if constants:
+        inputs += [""] * 4 + [constant.name for constant in constants]
+        attributes["output_dtype"] = onnx.TensorProto.FLOAT
+    node = helper.make_node(OP_TYPE, inputs, ["Y"], domain=DOMAIN, **attributes)
+    return _model(problem, dtype, [node], constants)
 
 
 def unfused(problem: Problem, dtype: Any) -> onnx.ModelProto:
@@ -79,9 +87,11 @@ def _model(
 
     def info(name: str) -> onnx.ValueInfoProto:
         heads = problem.num_heads if name in "QY" else problem.kv_num_heads
-        packed = [problem.batch, problem.seqlen, heads * problem.head_dim]
-        shape = packed if packed_heads else [problem.batch, heads, problem.seqlen, problem.head_dim]
-        return helper.make_tensor_value_info(name, element, shape)
+        seqlen = problem.seqlen_q if name in "QY" else problem.seqlen
+        packed = [problem.batch, seqlen, heads * problem.head_dim]
+        shape = packed if packed_heads else [problem.batch, heads, seqlen, problem.head_dim]
+        codes = name == "Y" and element == onnx.TensorProto.INT8
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT if codes else element, shape)
 
     graph = helper.make_graph(nodes, "bench", [info(n) for n in "QKV"], [info("Y")], constants)
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(CONTRIB, 1)]

@@ -64,17 +64,21 @@ def find_device(name: str) -> Device | None:
     return next((d for d in DEVICES if re.search(rf"\b{d.name}\b", name)), None)
 
 
-def bounds(problem: Problem, device: Device, element_bytes: int) -> dict[str, float]:
+def bounds(problem: Problem, device: Device, element_bytes: int, input_bytes: int = 0) -> dict[str, float]:
     """Return the least seconds by resource: ``int8``, ``exp2`` and ``memory`` (each tensor moved once)."""
     scores = problem.operations / (4 * problem.head_dim)
+    outputs = problem.batch * problem.num_heads * problem.seqlen_q * problem.head_dim
+    moved = element_bytes * outputs + (input_bytes or element_bytes) * (_elements(problem) - outputs)
     return {
         "int8": problem.operations / device.int8_ops,
         "exp2": scores / device.exp2_per_second,
-        "memory": element_bytes * _elements(problem) / device.bytes_per_second,
+        "memory": moved / device.bytes_per_second,
     }
 
 
-def percent_of_limit(problem: Problem, device: Device, seconds: float, element_bytes: int) -> tuple[str, float]:
+def percent_of_limit(
+    problem: Problem, device: Device, seconds: float, element_bytes: int, input_bytes: int = 0
+) -> tuple[str, float]:
     """Return the binding resource and the percentage of its limit that was reached.
 
     Args:
@@ -82,8 +86,9 @@ def percent_of_limit(problem: Problem, device: Device, seconds: float, element_b
         device: where.
         seconds: how long it took.
         element_bytes: of the tensors of the call.
+        input_bytes: of Q, K and V where they are narrower than the output.
     """
-    resource, least = max(bounds(problem, device, element_bytes).items(), key=lambda item: item[1])
+    resource, least = max(bounds(problem, device, element_bytes, input_bytes).items(), key=lambda item: item[1])
     return resource, 100 * least / seconds
 
 
@@ -93,10 +98,10 @@ def io_bytes(problem: Problem, tile_m: int) -> int:
     Every block of ``tile_m`` queries reads all keys and values that its last query attends; caches beyond the SM do not
     lessen that. The quantizing prologue is not counted.
     """
-    tiles = math.ceil(problem.seqlen / tile_m)
+    tiles = math.ceil(problem.seqlen_q / tile_m)
     keys = sum(min((t + 1) * tile_m, problem.seqlen) if problem.causal else problem.seqlen for t in range(tiles))
     heads = problem.batch * problem.num_heads
-    return heads * problem.head_dim * (2 * keys + (1 + 2) * problem.seqlen)
+    return heads * problem.head_dim * (2 * keys + (1 + 2) * problem.seqlen_q)
 
 
 def io_lower_bound(problem: Problem, on_chip_bytes: int, element_bytes: int = 1) -> float:
@@ -118,5 +123,5 @@ def io_lower_bound(problem: Problem, on_chip_bytes: int, element_bytes: int = 1)
 
 def _elements(problem: Problem) -> int:
     """Return the elements of Q, K, V and the output together."""
-    heads = 2 * problem.batch * (problem.num_heads + problem.kv_num_heads)
-    return heads * problem.seqlen * problem.head_dim
+    tokens = problem.num_heads * problem.seqlen_q + problem.kv_num_heads * problem.seqlen
+    return 2 * problem.batch * tokens * problem.head_dim

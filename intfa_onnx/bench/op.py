@@ -47,6 +47,7 @@ class Row:
     error: float | None = None  # relative L2 against float64, sampled rows
     timing: Timing | None = None
     skipped: str = ""
+    input_bytes: int = 0  # see Peer
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ class ProblemResult:
                     "tops": p.operations / row.timing.median / 1e12,
                 }
                 if machine.limits:
-                    resource, percent = percent_of_limit(p, machine.limits, row.timing.median, machine.element_bytes)
+                    resource, percent = percent_of_limit(
+                        p, machine.limits, row.timing.median, machine.element_bytes, row.input_bytes
+                    )
                     entry |= {"limit": resource, "percent_of_limit": percent}
                 if ours and row.candidate != OURS:
                     entry["intfa_is_faster_by"] = str(ratio(row.timing, ours))
             rows.append(entry)
-        keys = ("batch", "num_heads", "kv_num_heads", "seqlen", "head_dim", "causal", "data")
+        keys = ("batch", "num_heads", "kv_num_heads", "seqlen", "head_dim", "causal", "data", "decode")
         document = {"problem": {k: getattr(p, k) for k in keys}, "label": p.label(), "rows": rows}
         if machine.limits and machine.limits.sm_bytes and machine.tile_m:
             moved = io_bytes(p, machine.tile_m(p.head_dim))
@@ -129,7 +132,7 @@ def bench_problem(
             rows[name] = Row(name, skipped=" ".join(str(reason).split())[:200])
     calls = {name: candidate.run for name, candidate in candidates.items()}
     for name, timing in measure(calls, rounds=rounds, round_seconds=round_seconds, timer=machine.timer).items():
-        rows[name] = Row(name, rows[name].error, timing)
+        rows[name] = Row(name, rows[name].error, timing, input_bytes=peers[name].input_bytes)
     del candidates, calls
     gc.collect()  # sessions hold threads and gigabytes; the next problem must not feel them
     return ProblemResult(problem, tuple(rows[name] for name in peers), machine)
@@ -154,15 +157,26 @@ def problems(
     batches: Sequence[int],
     causal: Sequence[bool],
     data: str,
+    group: int = 1,
+    decode: bool = False,
+    tokens: int = 0,
 ) -> list[Problem]:
-    """Return the product of the given sizes, shortest first."""
+    """Return the product of the given sizes, shortest first; ``group`` heads share a key head.
+
+    With ``tokens``, the batch of each length is what makes so many, one at least.
+
+    Raises:
+        UnsupportedError: heads that cannot be grouped so.
+    """
+    if odd := [heads for heads in num_heads if heads % group]:
+        raise UnsupportedError(f"{odd[0]} heads cannot share key heads by {group}")
     return [
-        Problem(batch, heads, heads, seqlen, head_dim, is_causal, data)
+        Problem(batch, heads, heads // group, seqlen, head_dim, is_causal, data, decode)
         for head_dim in head_dims
         for is_causal in causal
         for heads in num_heads
-        for batch in batches
         for seqlen in sorted(seqlens)
+        for batch in ([max(1, tokens // seqlen)] if tokens else batches)
     ]
 
 

@@ -67,10 +67,10 @@ def flash3_fp8(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
     PyTorch's own FP8 attention (``torch.nn.attention.experimental``) hands over to this package; it is called directly,
     because activating it within PyTorch would replace FlashAttention-2 for the other candidate as well.
     """
+    arrays = tensors(inputs)
     import torch
 
     largest = torch.finfo(torch.float8_e4m3fn).max
-    arrays = tensors(inputs)
     scales = [x.float().abs().amax(dim=(2, 3)) / largest for x in arrays]
     codes = [(x / s[..., None, None]).to(torch.float8_e4m3fn) for x, s in zip(arrays, scales, strict=True)]
     group = problem.num_heads // problem.kv_num_heads
@@ -110,14 +110,14 @@ def authors_triton(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
 CUDA_PEERS = {
     "intfa int8": Peer(intfa_int8),
     "intfa int8_qk": Peer(intfa_int8_qk),
-    "intfa int8, codes given": Peer(intfa_codes),
+    "intfa int8, codes given": Peer(intfa_codes, input_bytes=1),
     "intfa int8 in ort": Peer(intfa_in_ort),
     "torch cuDNN f16": Peer(torch_cudnn),
     "torch FlashAttention-2 f16": Peer(torch_flash),
     "FlashAttention-3 f16": Peer(flash3),
-    "FlashAttention-3 fp8, codes given": Peer(flash3_fp8),
+    "FlashAttention-3 fp8, codes given": Peer(flash3_fp8, input_bytes=1),
     "sageattention": Peer(sageattention),
-    "INT-FlashAttention Triton, codes given": Peer(authors_triton),
+    "INT-FlashAttention Triton, codes given": Peer(authors_triton, input_bytes=1),
     "ort MultiHeadAttention f16": Peer(ort_mha),
     "tensorrt unfused f16": Peer(tensorrt_unfused),
 }

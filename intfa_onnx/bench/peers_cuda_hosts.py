@@ -28,7 +28,7 @@ def intfa_in_ort(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
 def ort_mha(problem: Problem, inputs: Inputs, threads: int) -> Candidate:
     """ONNX Runtime's own fused attention on CUDA: ``com.microsoft.MultiHeadAttention``, float16."""
     batch, heads, seqlen, channels = inputs[0].shape
-    packed = [x.transpose(1, 2).reshape(batch, seqlen, -1).contiguous() for x in tensors(inputs)]
+    packed = [x.transpose(1, 2).flatten(2).contiguous() for x in tensors(inputs)]
     return _ort(
         graphs.multi_head(problem, np.float16),
         packed,

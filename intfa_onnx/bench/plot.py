@@ -12,9 +12,10 @@ from typing import Any
 from intfa_onnx.bench.op import OURS
 from intfa_onnx.errors import ModelError, UnsupportedError
 
-KINDS = {"op": "TOPS over sequence length", "scale": "seconds over nodes"}
+KINDS = {"op": "TOPS over sequence length", "scale": "seconds over size"}
 DIGEST_KEY = "Source"  # a keyword of the PNG standard
 Point = tuple[float, float]
+_SIZES = {"sequence length": "seqlen", "heads": "num_heads", "batch": "batch"}  # their keys in a problem
 
 
 def digest(document: dict[str, Any]) -> str:
@@ -23,7 +24,7 @@ def digest(document: dict[str, Any]) -> str:
 
 
 def draw(document: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw a recorded benchmark: TOPS over sequence length, or the rewriter's time over the number of nodes.
+    """Draw a recorded benchmark: TOPS over sequence length, or time over size, the operator's and the rewriter's.
 
     Args:
         document: what ``intfa-onnx bench op --json`` or ``bench scale --json`` prints.
@@ -61,7 +62,8 @@ def tops_lines(document: dict[str, Any]) -> dict[str, dict[str, list[Point]]]:
     panels: dict[str, dict[str, list[Point]]] = {}
     for result in document["results"]:
         p = result["problem"]
-        title = f"B{p['batch']} H{p['num_heads']} D{p['head_dim']}" + (" causal" if p["causal"] else "")
+        kind = " causal" if p["causal"] else " decode" if p.get("decode") else ""
+        title = f"B{p['batch']} H{p['num_heads']} D{p['head_dim']}{kind}"
         lines = panels.setdefault(title, {})
         for row in result["rows"]:
             if "tops" in row:
@@ -83,13 +85,35 @@ def _tops(document: dict[str, Any]) -> Any:
     return figure
 
 
+def seconds_lines(results: list[dict[str, Any]], size: str) -> dict[str, list[Point]]:
+    """Return (size, seconds) by candidate; ``size`` is a key of the problems."""
+    lines: dict[str, list[Point]] = {}
+    for result in results:
+        for row in result["rows"]:
+            if "seconds" in row:
+                lines.setdefault(row["candidate"], []).append((result["problem"][size], row["seconds"]))
+    return lines
+
+
 def _scale(document: dict[str, Any]) -> Any:
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(4.2, 3.6))
-    points = sorted((row["nodes"], row["seconds"]) for row in document["rewriting"])
-    axis.plot(*zip(*points, strict=True), marker="o")
-    axis.set(xlabel="nodes", ylabel="load, rewrite, save: seconds", xlim=(0, None), ylim=(0, None))
+    operator = document.get("operator", {})
+    panels = [*operator, *(part for part in ("rewriting", "start") if part in document)]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        if panel == "rewriting":
+            points = sorted((row["nodes"], row["seconds"]) for row in document["rewriting"])
+            axis.plot(*zip(*points, strict=True), marker="o")
+            axis.set(xlabel="nodes", ylabel="load, rewrite, save: seconds", xlim=(0, None), ylim=(0, None))
+        elif panel == "start":
+            axis.barh([*document["start"]], [entry["seconds"] for entry in document["start"].values()])
+            axis.set(xlabel="once per process: seconds")
+        else:
+            for name, points in seconds_lines(operator[panel], _SIZES[panel]).items():
+                axis.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=3 if name == OURS else 1)
+            axis.set(xlabel=panel, ylabel="seconds", xscale="log", yscale="log")
+            axis.legend(fontsize=7)
     return figure
 
 

@@ -1,6 +1,7 @@
-"""How cost grows with the model: the rewriter's time and memory, the library's load time, the start of a session.
+"""How cost grows: the operator's with its sizes, the rewriter's with the model, and what a process pays once.
 
-Each figure comes from a process of its own: peak memory has no other meaning, and a library loads once.
+The figures of the rewriter and of a start come from a process each: peak memory has no other meaning, and a library
+loads once.
 """
 
 from __future__ import annotations
@@ -9,13 +10,29 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from intfa_onnx.bench.candidate import Peer
 from intfa_onnx.bench.decoder import write_decoder
+from intfa_onnx.bench.op import OURS, Machine, bench_problems
+from intfa_onnx.bench.problem import Problem
 from intfa_onnx.bench.timing import Timing
 from intfa_onnx.errors import IntfaError
+
+PARTS = ("operator", "rewriting", "start")
+
+# One size grows, the others stay: causal, so that 131072 keys of one head are seconds on one core.
+GROWTHS = {
+    "sequence length": [Problem(1, 1, 1, 2**n, 64, causal=True) for n in range(9, 18)],
+    "heads": [Problem(1, 2**n, 2**n, 1024, 64, causal=True) for n in range(6)],
+    "batch": [Problem(2**n, 8, 8, 256, 64, causal=True) for n in range(6)],
+}
+# Beside ours one that holds all scores and one that does not, of whatever is on the device.
+_PEERS = (OURS, "ort unfused", "torch sdpa f32", "ort MultiHeadAttention f16", "torch FlashAttention-2 f16")
+_MAX_SECONDS = 6.0  # per call
+_ROUNDS = 3
 
 _SESSION_LAYERS, _SESSION_HIDDEN = 12, 256
 
@@ -57,18 +74,40 @@ print(json.dumps(time.perf_counter() - start))
 """
 
 
-def measure_scale(layers: Sequence[int], hidden: int) -> dict[str, Any]:
+def measure_operator(
+    peers: Mapping[str, Peer], machine: Machine, growths: Mapping[str, Sequence[Problem]] = GROWTHS
+) -> dict[str, list[dict[str, Any]]]:
+    """Return, by the size that grows, each problem's result as plain JSON types.
+
+    Args:
+        peers: of the device; those that are compared here are taken from them.
+        machine: its timer and limits.
+        growths: problems by the size that grows, smallest first.
+    """
+    peers = {name: peers[name] for name in _PEERS if name in peers}
+    options: dict[str, Any] = {"machine": machine, "rounds": _ROUNDS, "max_seconds": _MAX_SECONDS}
+    return {
+        size: [result.as_dict() for result in bench_problems(problems, peers, **options)]
+        for size, problems in growths.items()
+    }
+
+
+def measure_scale(layers: Sequence[int], hidden: int, parts: Sequence[str]) -> dict[str, Any]:
     """Return plain JSON types: ``rewriting``, one entry per size, and ``start``, what a process pays once.
 
     Args:
         layers: sizes of decoders, one attention per layer; :func:`intfa_onnx.bench.decoder.write_decoder` makes them.
         hidden: their width.
+        parts: which of the two.
     Raises:
         IntfaError: a step failed; carries what it said last.
     """
     with tempfile.TemporaryDirectory() as folder:
-        rewriting = [measure_rewrite(Path(folder), count, hidden) for count in layers]
-        return {"rewriting": rewriting, "start": measure_start(Path(folder))}
+        measures: dict[str, Callable[[], Any]] = {
+            "rewriting": lambda: [measure_rewrite(Path(folder), count, hidden) for count in layers],
+            "start": lambda: measure_start(Path(folder)),
+        }
+        return {part: measures[part]() for part in parts}
 
 
 def measure_rewrite(folder: Path, layers: int, hidden: int) -> dict[str, Any]:
