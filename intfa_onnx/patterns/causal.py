@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.elements import AtLeastZero, Conjunction, Elements, Given, operation, positions
-from intfa_onnx.patterns.linear import Axis, Linear, length_form
+from intfa_onnx.patterns.linear import Axis, Linear, size_form
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, Shared, shape_slice, substitute
 from intfa_onnx.patterns.view import View
 
@@ -186,7 +186,7 @@ def _lengths(view: View, match: AttentionMatch, mask: Operand, reader: Elements)
     found: dict[Axis, set[Linear | None]] = {axis: set(reader.lengths.get(axis, ())) for axis in (_KEY, _QUERY)}
     for axis, name in ((_KEY, "K"), (_QUERY, "Q")):
         if isinstance(mask, ir.Value) and (own := (view.rank(mask) or 0) - axis.from_back) >= 0:
-            length = length_form(view, mask, own)
+            length = size_form(view.dims.dim(mask, own))
             found[axis] |= {length} - {Linear(1)}
         if name == "Q" or "past_key" not in match.inputs:
             found[axis].add(_operand_length(view, match.inputs[name], 1 if match.attributes.get("q_num_heads") else 2))
@@ -196,7 +196,7 @@ def _lengths(view: View, match: AttentionMatch, mask: Operand, reader: Elements)
 def _operand_length(view: View, x: Operand, axis: int) -> Linear | None:
     if isinstance(x, ir.Value):
         rank = view.rank(x)
-        return length_form(view, x, axis) if rank is not None and axis < rank else None
+        return size_form(view.dims.dim(x, axis)) if rank is not None and axis < rank else None
     if isinstance(x, Call) and x.op_type == "Transpose":
         return _operand_length(view, x.inputs[0], x.attributes["perm"][axis])
     if isinstance(x, Call) and x.op_type in ("Mul", "Div"):

@@ -1,23 +1,19 @@
 """Where sizes come from: each is an int, or a token such that equal tokens are equal sizes.
 
 Shape inference leaves most sizes of a TorchScript export open, because they pass through Shape, Gather, Concat and
-Reshape. This follows them back to an int, a symbolic name, or the axis of a value.
+Reshape. This follows them back to ints, symbolic names and axes of values, and to what is computed from these.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from intfa_onnx.patterns.sizes import Token, difference, named, product, quotient, total
+
 if TYPE_CHECKING:
     from intfa_onnx.patterns.view import View
-
-# An int; a symbolic name of the model; or (value, axis) where nothing more is known. Equal tokens are equal sizes.
-Token = int | str | tuple[ir.Value, int]
 
 _MAX_DEPTH = 40
 _SAME_SHAPE = (
@@ -28,16 +24,15 @@ _SAME_SHAPE = (
     "Neg",
     "Sqrt",
     "Tanh",
+    "Clip",
+    "Not",
     "RotaryEmbedding",
     "LayerNormalization",
 )
-_BROADCAST = ("Add", "Sub", "Mul", "Div", "Where", "Pow")
-_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-    "Div": operator.floordiv,  # sizes are not negative
-}
+_BROADCAST = (
+    *("Add", "Sub", "Mul", "Div", "Where", "Pow", "Min", "Max"),
+    *("And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+)
 
 
 class Dims:
@@ -59,6 +54,8 @@ class Dims:
         if key not in self._known:
             shape = self._view.shape(value)
             known: Token | None = shape[axis] if shape is not None and axis < len(shape) else None
+            if isinstance(known, str):
+                known = named(known)
             if not isinstance(known, int):
                 self._depth += 1
                 traced = self._trace(value, axis) if self._depth < _MAX_DEPTH else None
@@ -94,15 +91,16 @@ class Dims:
         if op in ("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"):
             return self.content(first)
         if op == "Concat":
-            # A part that is not understood is one size in every exporter, but that is not proof: give up.
-            parts = [self.content(i) for i in node.inputs]
+            parts = [self.content(i) or self._unknown(i) for i in node.inputs]
             return None if any(p is None for p in parts) else tuple(t for p in parts if p is not None for t in p)
-        if op in _ARITHMETIC:
+        if op in ("Add", "Sub", "Mul", "Div"):
             a, b = (self.content(i) for i in node.inputs)
-            one_each = a is not None and b is not None and len(a) == len(b) == 1
-            if one_each and isinstance(a[0], int) and isinstance(b[0], int) and not (op == "Div" and b[0] <= 0):  # type: ignore
-                return (_ARITHMETIC[op](a[0], b[0]),)  # type: ignore[index]
-            return None
+            if a is None or b is None or len(a) != 1 or len(b) != 1 or a[0] is None or b[0] is None:
+                return None
+            result = _calculate(op, a[0], b[0])
+            return None if result is None else (result,)
+        if op == "Where":
+            return self._without_open_sizes(node)
         if op in ("Slice", "Gather"):
             sizes = self.content(first)
             indices = [self.content(i) for i in node.inputs[1:]]
@@ -113,6 +111,22 @@ class Dims:
                 return tuple(sizes[i] for i in numbers[0]) if all(abs(i) < len(sizes) for i in numbers[0]) else None
             return sizes[numbers[0][0] : numbers[1][0] : numbers[3][0] if len(numbers) > 3 else 1]
         return None
+
+    def _without_open_sizes(self, node: ir.Node) -> tuple[Token | None, ...] | None:
+        """Read ``Where(Equal(sizes, -1), ones, sizes)``, which TorchScript puts in front of Expand."""
+        equal = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if equal is None or equal.op_type != "Equal" or node.inputs[2] not in equal.inputs:
+            return None
+        replaced, sizes = (self.content(i) for i in node.inputs[1:])
+        marks = self.content(next((i for i in equal.inputs if i is not node.inputs[2]), None))
+        if replaced is None or sizes is None or marks is None or set(marks) != {-1} or len(replaced) != len(sizes):
+            return None
+        return tuple(r if s == -1 else s for r, s in zip(replaced, sizes, strict=True))
+
+    def _unknown(self, value: ir.Value | None) -> tuple[None, ...] | None:
+        """Return as many unknown sizes as there are in ``value``; None where even that is not known."""
+        shape = self._view.shape(value)
+        return (None,) * shape[0] if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else None
 
     def _trace(self, value: ir.Value, axis: int) -> Token | None:
         """Follow one size through the operator that computes ``value``; None where that ends."""
@@ -125,6 +139,8 @@ class Dims:
             return self.dim(first, node.attributes["perm"].as_ints()[axis])
         if op in _SAME_SHAPE:
             return self.dim(first, axis)
+        if op == "GatherElements" and node.inputs[1] is not None:
+            return self.dim(node.inputs[1], axis)
         if op in _BROADCAST and rank is not None:
             return self._broadcast(node, axis - rank)
         if op == "MatMul" and rank is not None and first_rank == rank:
@@ -132,10 +148,17 @@ class Dims:
             second_rank = self._view.rank(second)
             if axis < rank - 1:
                 # Leading axes broadcast; a right operand without them, a weight, leaves the left one's.
-                return self.dim(first, axis) if axis == rank - 2 or second_rank == 2 else None
+                alone = axis == rank - 2 or second_rank == 2
+                return self.dim(first, axis) if alone else self._broadcast(node, axis - rank)
             return self.dim(second, second_rank - 1) if second is not None and second_rank else None
         if op == "Reshape":
             return self._reshaped(node, axis)
+        if op == "Expand" and rank is not None:
+            return self._expanded(node, axis - rank)
+        if op == "Range":
+            bounds = [self.content(i) for i in node.inputs]
+            start, limit, step = (b[0] if b is not None and len(b) == 1 else None for b in bounds)
+            return difference(limit, start) if step == 1 and start is not None and limit is not None else None
         if op in ("Slice", "Split", "Concat", "Gather"):
             return self._along_other_axes(node, axis)
         if op in ("Squeeze", "Unsqueeze") and rank is not None and first_rank is not None:
@@ -158,11 +181,15 @@ class Dims:
                 return None
             if -from_back <= rank:
                 tokens.append(self.dim(operand, rank + from_back))
-        wide = [t for t in tokens if t != 1]
-        sized = [t for t in wide if isinstance(t, int)]
-        if sized:
-            return sized[0]
-        return wide[0] if len(set(wide)) == 1 else (1 if not wide else None)
+        return _common(tokens)
+
+    def _expanded(self, node: ir.Node, from_back: int) -> Token | None:
+        sizes, rank = self.content(node.inputs[1]), self._view.rank(node.inputs[0])
+        if sizes is None or node.inputs[0] is None or rank is None:
+            return None
+        own = [self.dim(node.inputs[0], rank + from_back)] if -from_back <= rank else []
+        given = sizes[from_back:][:1] if -from_back <= len(sizes) else ()
+        return None if None in given else _common([*own, *(s for s in given if s is not None)])
 
     def _reshaped(self, node: ir.Node, axis: int) -> Token | None:
         sizes = self.content(node.inputs[1])
@@ -185,11 +212,8 @@ class Dims:
             if size in rest and size is not None:
                 rest.remove(size)
                 others.remove(size)
-        if not all(isinstance(s, int) for s in (*rest, *others)):
-            return None if others or len(rest) != 1 else rest[0]
-        total = math.prod(s for s in rest if isinstance(s, int))
-        divisor = math.prod(s for s in others if isinstance(s, int))
-        return total // divisor if divisor else None
+        known = [s for s in others if s is not None]
+        return quotient(product(rest), product(known)) if len(known) == len(others) else None
 
     def _along_other_axes(self, node: ir.Node, axis: int) -> Token | None:
         first = node.inputs[0]
@@ -211,9 +235,7 @@ class Dims:
             return self.dim(first, axis if axis < along else axis + 1)
         if axis != along:
             return self.dim(first, axis)
-        parts = [self.dim(i, axis) for i in node.inputs if i is not None]
-        whole = node.op_type == "Concat" and all(isinstance(p, int) for p in parts)
-        return sum(int(p) for p in parts if isinstance(p, int)) if whole else None
+        return total(self.dim(i, axis) for i in node.inputs if i is not None) if node.op_type == "Concat" else None
 
     def _sliced(self, node: ir.Node, position: int, axis: int) -> Token | None:
         """Size of a sliced axis with constant bounds; ``position`` is its place among the sliced axes."""
@@ -224,3 +246,23 @@ class Dims:
             return None
         start, end = (int(b.reshape(-1)[position]) for b in bounds if b is not None)
         return len(range(size)[start : end : int(step.reshape(-1)[position]) if step is not None else 1])
+
+
+def _common(tokens: list[Token]) -> Token | None:
+    """Return the size to which all these broadcast; None where that is not provable."""
+    wide = [t for t in tokens if t != 1]
+    sized = [t for t in wide if isinstance(t, int)]
+    if sized:
+        return sized[0]
+    return wide[0] if len(set(wide)) == 1 else (1 if not wide else None)
+
+
+def _calculate(op: str, a: Token, b: Token) -> Token | None:
+    """Return what an operator makes of two sizes; None where that may be negative, or has a remainder."""
+    if op == "Add":
+        return total((a, b))
+    if op == "Mul":
+        return product((a, b))
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b if op == "Sub" else (a // b if b > 0 else None)  # sizes are not negative
+    return quotient(a, b) if op == "Div" else difference(a, b)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.linear import Axis, Linear, length_form, size_form
+from intfa_onnx.patterns.linear import Axis, Linear, size_form
 from intfa_onnx.patterns.match import Call, Const, Operand, node_name
 from intfa_onnx.patterns.view import View
 
@@ -189,8 +189,8 @@ class Elements:
         if self._view.dtype(x) not in (ir.DataType.INT64, ir.DataType.INT32):
             return None
         content = self._view.dims.content(x)
-        known = size_form(self._view, content[0]) if content is not None and len(content) == 1 else None
-        return known if known is not None else Linear.of(x)
+        known = content[0] if content is not None and len(content) == 1 else None
+        return Linear.of(x) if known is None else size_form(known)
 
     def number(self, x: Operand | None) -> float | None:
         """Return the number that every element of a tensor is."""
@@ -487,7 +487,7 @@ class Elements:
         return max(known) if len(known) == len(ranks) and x.op_type in _ELEMENTWISE else None
 
     def _size(self, x: Operand, axis: int) -> Linear | None:
-        return length_form(self._view, x, axis) if isinstance(x, ir.Value) else None
+        return size_form(self._view.dims.dim(x, axis)) if isinstance(x, ir.Value) else None
 
     def _axes(self, call: Call, x: Operand) -> list[int] | None:
         if "axes" in call.attributes:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns.dims import Token
-
-if TYPE_CHECKING:
-    from intfa_onnx.patterns.view import View
+from intfa_onnx.patterns.sizes import Polynomial, Token, terms
 
 
 @dataclass(frozen=True)
@@ -21,8 +17,8 @@ class Axis:
     from_back: int
 
 
-# What a form is linear in: a position, a size that is not known statically, or a number that the graph computes.
-Atom = Axis | str | tuple[ir.Value, int] | ir.Value
+# What a form is linear in: a position, a size or product of sizes not known statically, or a number the graph computes.
+Atom = Axis | str | tuple[ir.Value, int] | Polynomial | ir.Value
 
 
 @dataclass(frozen=True)
@@ -71,29 +67,9 @@ def _nonzero(terms: Iterable[tuple[Atom, int]]) -> frozenset[tuple[Atom, int]]:
     return frozenset((atom, factor) for atom, factor in terms if factor)
 
 
-def length_form(view: View, value: ir.Value, axis: int) -> Linear | None:
-    """Return a size of a value as a form: the sum of its parts where a Concat makes it."""
-    node, rank = value.producer(), view.rank(value)
-    if node is not None and rank is not None and node.op_type == "Concat" and _axis(node) % rank == axis:
-        sizes = [length_form(view, i, axis) if i is not None else None for i in node.inputs]
-        return None if None in sizes else _sum(s for s in sizes if s is not None)
-    return size_form(view, view.dims.dim(value, axis))
-
-
-def size_form(view: View, size: Token | None) -> Linear | None:
-    """Return a size as a form; a name may be a sum."""
-    if size is None:
-        return None
-    if isinstance(size, str):
-        # torch.export names the length of a cache with new keys "s0 + s21".
-        return _sum(Linear.of(int(p) if p.isdecimal() else p) for p in size.split(" + "))
-    if isinstance(size, tuple) and (node := size[0].producer()) is not None and node.op_type == "Concat":
-        return length_form(view, *size) if _axis(node) in (size[1], size[1] - (view.rank(size[0]) or 0)) else None
-    return Linear.of(size)
-
-
-def _axis(concat: ir.Node) -> int:
-    return concat.attributes["axis"].as_int()
+def size_form(size: Token) -> Linear:
+    """Return a size as a form; products of sizes are atoms of it."""
+    return _sum(Linear.of(atom) * n for n, atom in terms(size))
 
 
 def _sum(forms: Iterable[Linear]) -> Linear:

@@ -187,16 +187,21 @@ class View:
         def rank(x: ir.Value | None) -> int | None:
             if x is None:
                 return None
-            known = self._shapes.get(x) or (_dims(x.shape) if x.shape is not None else None)
+            known = self._shapes[x] if x in self._shapes else (_dims(x.shape) if x.shape is not None else None)
             return len(known) if known is not None else self._rank_from_producer(x, depth + 1)
 
         if node.op_type == "Transpose" and "perm" in node.attributes:
             return len(node.attributes["perm"].as_ints())
         if node.op_type == "Reshape":
             return self.dim(node.inputs[1], 0)
+        if node.op_type == "Expand":
+            inner, length = rank(node.inputs[0]), self.dim(node.inputs[1], 0)
+            return None if inner is None or length is None else max(inner, length)
         if node.op_type in _ELEMENTWISE:
             ranks = [rank(i) for i in node.inputs if i is not None]
-            return None if any(r is None for r in ranks) else max((r for r in ranks if r is not None), default=None)
+            vectors = node.op_type == "MatMul" and 1 in ranks  # their axis is not in the result
+            known = [r for r in ranks if r is not None]
+            return max(known, default=None) if len(known) == len(ranks) and not vectors else None
         if node.op_type in _RANK_OF_FIRST and node.inputs:
             return rank(node.inputs[0])
         if node.op_type in ("Squeeze", "Unsqueeze") and (axes := self.axes(node)) is not None:
@@ -210,7 +215,10 @@ class View:
 
 # Computed as sizes first, for there a tensor may be known in part.
 _OVER_SIZES = ("Shape", "Gather", "Slice")
-_ELEMENTWISE = {"MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow"}
+_ELEMENTWISE = {
+    *("MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow", "And", "Or", "Xor"),
+    *("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"),
+}
 _RANK_OF_FIRST = {
     "Softmax",
     "Cast",
@@ -223,6 +231,14 @@ _RANK_OF_FIRST = {
     "Concat",
     "Tanh",
     "Split",
+    "Not",
+    "Abs",
+    "Exp",
+    "Clip",
+    "IsNaN",
+    "Trilu",
+    "QuantizeLinear",
+    "DequantizeLinear",
 }
 
 
@@ -283,6 +299,9 @@ def _evaluate(node: ir.Node, x: list[np.ndarray]) -> np.ndarray | None:
     if op in ("Unsqueeze", "Squeeze", "Reshape"):
         # The callers look at scalars and one-dimensional shapes, for which the number of axes does not matter.
         return x[0].reshape(-1) if x[0].ndim <= 1 else None
+    if op == "ConstantOfShape" and np.all(x[0] >= 0) and np.prod(x[0]) <= _MAX_FOLDED:
+        fill = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
+        return np.full(x[0].reshape(-1), fill.reshape(-1)[0])
     if op == "Not":
         return np.logical_not(x[0])
     if op in _UNARY:
