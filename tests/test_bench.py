@@ -151,6 +151,7 @@ def test_a_peer_that_does_not_fit_is_skipped() -> None:
     first, second = bench_problems(sizes, peers, max_seconds=3e-3, rounds=3, round_seconds=0)
     assert first.rows[0].timing
     assert "limit 0.003 s" in second.rows[0].skipped
+    assert all(r.rows[0].timing for r in bench_problems(sizes, {OURS: Peer(slow)}, max_seconds=3e-3, rounds=3))
     assert all("GiB of scores at once" in result.rows[1].skipped for result in (first, second))
 
 

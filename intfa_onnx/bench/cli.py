@@ -39,7 +39,7 @@ def bench_op(
     data: Annotated[str, typer.Option(help=" or ".join(DATA_KINDS))] = "normal",
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=3)] = 15,
-    max_seconds: Annotated[float, typer.Option(help="Skip a candidate that would take longer per call.")] = 60.0,
+    max_seconds: Annotated[float, typer.Option(help="Skip a peer that would take longer per call.")] = 60.0,
     only: Annotated[list[str] | None, typer.Option(help="Candidate to measure; repeat for several.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", dir_okay=False, help="JSON file, written after every problem.")

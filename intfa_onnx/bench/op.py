@@ -111,7 +111,7 @@ def bench_problem(
         round_seconds: least time of one candidate in one round, in seconds.
         machine: timer and limits.
         expected: seconds that one call is expected to take, by name, where that is known.
-        max_seconds: a candidate that is expected to take longer is skipped.
+        max_seconds: a peer that is expected to take longer is skipped; what is measured, ``OURS``, is not.
     """
     inputs = problem.inputs()
     positions, truth = problem.sampled_truth(*inputs)
@@ -119,7 +119,7 @@ def bench_problem(
     rows: dict[str, Row] = {}
     for name, peer in peers.items():
         try:
-            _check_fits(problem, peer, (expected or {}).get(name, 0.0), max_seconds)
+            _check_fits(problem, peer, (expected or {}).get(name, 0.0), max_seconds if name != OURS else float("inf"))
             candidate = peer.make(problem, inputs, threads)
             candidate.run()
             y = candidate.output()[:, :, positions]
