@@ -1,18 +1,22 @@
 """Absorptions: what the fused node can do itself instead of nodes around it.
 
-Each is one function that maps a match to an equivalent match and may find nothing to do; none is needed for a correct
-result.
+Each step is one function that maps a match to an equivalent match and may find nothing to do; none is needed for a
+correct result. The cache and the layout have modules of their own, and so have masks that limit positions (``causal``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
+from intfa_onnx.patterns.cache import absorb_cache
 from intfa_onnx.patterns.dims import Token
+from intfa_onnx.patterns.elements import operation
+from intfa_onnx.patterns.layout import absorb_layout
 from intfa_onnx.patterns.match import (
     RESULT,
     AttentionMatch,
@@ -24,9 +28,7 @@ from intfa_onnx.patterns.match import (
     substitute,
     transpose,
 )
-from intfa_onnx.patterns.view import View, int_attribute
-
-_BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
+from intfa_onnx.patterns.view import View
 
 
 def absorb(view: View, match: AttentionMatch) -> AttentionMatch:
@@ -38,32 +40,28 @@ def absorb(view: View, match: AttentionMatch) -> AttentionMatch:
 
 def _transposes_and_scales(view: View, match: AttentionMatch) -> AttentionMatch:
     """Compose Transposes (a key that is stored transposed) and take constant factors of Q and K into ``scale``."""
-    inputs, scale, absorbed = dict(match.inputs), match.attributes["scale"], list(match.absorbed)
+    inputs, factor, swapped = dict(match.inputs), 1.0, False
+    scale = match.attributes.get("scale") or (match.head_dim and 1 / math.sqrt(match.head_dim))
+    # A key that is also given out, as present_key, keeps its factor.
+    scaled = () if not scale else ("Q",) if "past_key" in inputs or any(match.states) else ("Q", "K")
     for name in ("Q", "K", "V"):
-        base, perm, factor = _peel(view, inputs[name], match.rank, may_scale=name != "V")
-        scale *= factor
+        base, perm, own = _peel(view, inputs[name], match.rank, may_scale=name in scaled)
+        factor *= own
         inputs[name] = transpose(base, perm)
-        if name == "K" and perm[-1] == match.rank - 1:
-            absorbed.append("k_transpose")
-    absorbed.append("scale")
-    return replace(match, inputs=inputs, attributes={**match.attributes, "scale": scale}, absorbed=tuple(absorbed))
-
-
-def _operation(x: Operand | None) -> Call | None:
-    """Return ``x`` as a call, whether it is one or a node of the graph computes it."""
-    if isinstance(x, Call):
-        return x
-    node = x.producer() if isinstance(x, ir.Value) else None
-    if node is None or node.domain not in ("", "ai.onnx") or not all(node.inputs):
-        return None
-    inputs = tuple(i for i in node.inputs if i is not None)
-    return Call(node.op_type, inputs, {name: a.value for name, a in node.attributes.items()})
+        swapped |= name == "K" and perm[-1] == match.rank - 1
+    attributes, absorbed = match.attributes, match.absorbed
+    is_operator = match.place is match.anchor  # which has a scale of its own, and takes K as it is
+    if scale and (factor != 1 or not is_operator):
+        attributes, absorbed = {**attributes, "scale": scale * factor}, (*absorbed, "scale")
+    if swapped and not is_operator:
+        absorbed = (*absorbed, "k_transpose")
+    return replace(match, inputs=inputs, attributes=attributes, absorbed=absorbed)
 
 
 def _peel(view: View, x: Operand, rank: int, *, may_scale: bool) -> tuple[Operand, tuple[int, ...], float]:
     """Return (base, perm, factor) with ``x = transpose(base, perm) * factor``."""
     perm, factor = tuple(range(rank)), 1.0
-    while (call := _operation(x)) is not None:
+    while (call := operation(x)) is not None:
         if call.op_type == "Transpose":
             inner = _perm(call, rank)
             perm, x = tuple(inner[p] for p in perm), call.inputs[0]
@@ -103,7 +101,7 @@ def _swap_through_3d(view: View, x: Operand, rank: int) -> ir.Value | None:
     middle = _input_of(x, "Reshape")
     inner = _input_of(middle, "Transpose")
     source = _input_of(inner, "Reshape")
-    transposed = _operation(middle)
+    transposed = operation(middle)
     if source is None or inner is None or transposed is None or _perm(transposed, 3) != (0, 2, 1):
         return None
     before, merged, after = view.dims.of(source), view.dims.of(inner), view.dims.of(x)
@@ -115,14 +113,14 @@ def _swap_through_3d(view: View, x: Operand, rank: int) -> ir.Value | None:
 
 def _input_of(x: Operand | None, op_type: str) -> ir.Value | None:
     """Return the first input of the ``op_type`` that computes ``x``; None where something else does."""
-    call = _operation(x)
+    call = operation(x)
     source = call.inputs[0] if call is not None and call.op_type == op_type and call.inputs else None
     return source if isinstance(source, ir.Value) else None
 
 
 def _grouped_queries(view: View, match: AttentionMatch) -> AttentionMatch:
     """Undo ``Reshape(Expand(Unsqueeze(k, 2)))``, which repeats each key head for its group of query heads."""
-    if match.rank != 4:
+    if match.rank != 4 or "past_key" in match.inputs or any(match.states):
         return match
     bare = {name: _ungrouped(view, match.inputs[name]) for name in ("K", "V")}
     if bare["K"] is None or bare["V"] is None or bare["K"][1] != bare["V"][1]:
@@ -152,7 +150,7 @@ def _ungrouped(view: View, x: Operand) -> tuple[ir.Value, int] | None:
 def _zero_mask(view: View, match: AttentionMatch) -> AttentionMatch:
     """Leave out a mask of zeros."""
     mask = match.inputs.get("attn_mask")
-    if not isinstance(mask, ir.Value) or not _is_zero(view, mask):
+    if not isinstance(mask, ir.Value) or view.dtype(mask) == ir.DataType.BOOL or not _is_zero(view, mask):
         return match
     inputs = {n: x for n, x in match.inputs.items() if n != "attn_mask"}
     return replace(match, inputs=inputs, absorbed=tuple(a for a in match.absorbed if a != "mask"))
@@ -174,7 +172,7 @@ def _is_zero(view: View, value: ir.Value | None) -> bool:
 
 def _bool_mask(view: View, match: AttentionMatch) -> AttentionMatch:
     """Give ``Where(attend, 0, -inf)`` as the boolean mask it was made from."""
-    call = _operation(match.inputs.get("attn_mask"))
+    call = operation(match.inputs.get("attn_mask"))
     if call is None or call.op_type != "Where":
         return match
     condition, kept, dropped = call.inputs
@@ -284,56 +282,6 @@ def _leading(view: View, x: Operand) -> tuple[Token | None, ...]:
     return None, None
 
 
-def _packed_heads(view: View, match: AttentionMatch) -> AttentionMatch:
-    """Read Q, K, V as [B, S, H*D] and write Y as [B, S, H*Dv] where the graph transposes them only for the products."""
-    q, k, v = (_bshd(view, match.inputs[name]) for name in ("Q", "K", "V"))
-    pv_out, result = next(iter(match.outputs.items()))
-    back = _only_reader(view, pv_out)
-    if q is None or k is None or v is None or k[1] != v[1] or result is not RESULT or match.head_dim_v is None:
-        return match
-    is_back = back is not None and back.op_type == "Transpose" and "perm" in back.attributes
-    if back is None or not is_back or tuple(back.attributes["perm"].as_ints()) != _BSHD:
-        return match
-    bshd = Call("Reshape", (RESULT, Const(np.array([0, 0, q[1], match.head_dim_v], np.int64))))
-    outputs: dict[ir.Value, Operand] = {back.outputs[0]: bshd}
-    for node, _ in view.metadata_readers(pv_out):
-        if node.op_type != "Shape":
-            return match
-        axes = _BSHD[int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
-        shape = Call("Shape", (bshd,))
-        outputs[node.outputs[0]] = Call("Gather", (shape, Const(np.array(axes, np.int64))), {"axis": 0})
-    outputs.update({value: x for value, x in match.outputs.items() if value is not pv_out})
-    return replace(
-        match,
-        inputs={**match.inputs, "Q": q[0], "K": k[0], "V": v[0]},
-        attributes={**match.attributes, "q_num_heads": q[1], "kv_num_heads": k[1]},
-        outputs=outputs,
-        rank=3,
-        absorbed=(*match.absorbed, "bshd"),
-    )
-
-
-def _bshd(view: View, x: Operand) -> tuple[Operand, int] | None:
-    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D]."""
-    call = _operation(x)
-    if call is None or call.op_type != "Transpose" or _perm(call, 4) != _BSHD:
-        return None
-    base = call.inputs[0]
-    heads = view.dim(base, 2) if isinstance(base, ir.Value) else None
-    if heads is None:
-        return None
-    packed = _input_of(base, "Reshape")
-    before, after = view.dims.of(packed), view.dims.of(base) if isinstance(base, ir.Value) else None
-    if packed is not None and before is not None and after is not None and len(before) == 3 and before[:2] == after[:2]:
-        return packed, heads
-    return Call("Reshape", (base, Const(np.array([0, 0, -1], np.int64)))), heads
-
-
-def _only_reader(view: View, value: ir.Value) -> ir.Node | None:
-    readers = view.readers(value)
-    return readers[0][0] if len(readers) == 1 and not value.is_graph_output() else None
-
-
 _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
     _transposes_and_scales,
     _grouped_queries,
@@ -341,5 +289,6 @@ _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
     _bool_mask,
     _broadcast,
     _four_axes,
-    _packed_heads,
+    absorb_cache,
+    absorb_layout,
 )

@@ -64,7 +64,7 @@ class AttentionMatch:
         inputs: operand of each used input, by its name in ``op_schema.INPUTS``.
         attributes: attributes by their name in ``op_schema.ATTRIBUTES``, defaults left out.
         outputs: graph value -> operand that takes its place; the one that the attention computes comes first.
-        around: whether nodes around the attention may be absorbed; an operator that is one attention has none.
+        around: whether nodes around the attention may be absorbed.
         states: graph values that become present_key, present_value; None where unused.
         presents: operand that takes the place of each of them.
         head_dim, head_dim_v, num_heads, kv_num_heads: None where not known statically.

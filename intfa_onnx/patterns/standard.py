@@ -77,6 +77,7 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
         outputs={anchor.outputs[0]: RESULT},
         dtype=dtype,
         rank=rank,
+        around=rank == 4,
         states=(used[0], used[1]),
         head_dim=head_dim,
         head_dim_v=head_dim_v,

@@ -1,0 +1,136 @@
+"""Absorption of the Transposes between [B, S, H, D] and [B, H, S, D] around Q, K, V and Y.
+
+The operator reads Q, K, V as [B, S, H*D] and writes Y as [B, S, H*Dv], which is how projections give and take them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from intfa_onnx.patterns.dims import Token
+from intfa_onnx.patterns.elements import operation
+from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand
+from intfa_onnx.patterns.view import View, int_attribute
+
+_BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
+
+
+def absorb_layout(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Read Q, K, V packed and write Y packed where the graph transposes them only for the products."""
+    if match.rank != 4 or match.head_dim_v is None:
+        return match
+    q, k, v = (_packed(view, match.inputs[name]) for name in ("Q", "K", "V"))
+    pv_out, result = next(iter(match.outputs.items()))
+    if q is None or k is None or v is None or k[1] != v[1] or result is not RESULT:
+        return match
+    sizes = _Sizes(view, match, pv_out, q[1])
+    passed, back = sizes.transpose_back(pv_out)
+    if back is None:
+        return match
+    packed = sizes.merge_after(back)
+    bshd = Call("Reshape", (RESULT, Const(np.array([0, 0, q[1], match.head_dim_v], np.int64))))
+    outputs: dict[ir.Value, Operand] = {packed: RESULT} if packed is not None else {back: bshd}
+    for value, axes in (*((p, _BSHD) for p in passed), *(((back, (0, 1, 2, 3)),) if packed is not None else ())):
+        for node, _ in view.metadata_readers(value):
+            if node.op_type != "Shape":
+                return match
+            picked = axes[int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
+            outputs[node.outputs[0]] = Call(
+                "Gather", (Call("Shape", (bshd,)), Const(np.array(picked, np.int64))), {"axis": 0}
+            )
+    outputs.update({value: x for value, x in match.outputs.items() if value is not pv_out})
+    return replace(
+        match,
+        inputs={**match.inputs, "Q": q[0], "K": k[0], "V": v[0]},
+        attributes={**match.attributes, "q_num_heads": q[1], "kv_num_heads": k[1]},
+        outputs=outputs,
+        rank=3,
+        absorbed=(*match.absorbed, "bshd"),
+    )
+
+
+def _packed(view: View, x: Operand) -> tuple[Operand, int] | None:
+    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D]."""
+    call = operation(x)
+    if call is None or call.op_type != "Transpose" or tuple(call.attributes.get("perm", ())) != _BSHD:
+        return None
+    base = call.inputs[0]
+    heads = view.dim(base, 2) if isinstance(base, ir.Value) else None
+    if heads is None:
+        return None
+    merged = Call("Reshape", (base, Const(np.array([0, 0, -1], np.int64))))
+    split = operation(base)
+    source = split.inputs[0] if split is not None and split.op_type == "Reshape" else None
+    before = view.dims.of(source) if isinstance(source, ir.Value) else None
+    after = view.dims.of(base) if isinstance(base, ir.Value) else None
+    if source is not None and before is not None and after is not None and len(before) == 3:
+        same = before[:2] == after[:2]
+        return (source if same else merged), heads
+    return merged, heads
+
+
+class _Sizes:
+    """Reads what comes after an attention, of whose result [B, H, Sq, Dv] more is known than of other values."""
+
+    def __init__(self, view: View, match: AttentionMatch, pv_out: ir.Value, heads: int):
+        self._view = view
+        own = view.dims.of(pv_out) or (None,) * 4
+        queries = _transposed_sizes(view, match.inputs["Q"])
+        self._batch: set[Token | None] = {own[0], queries[0]} - {None}
+        self._rows: set[Token | None] = {own[2], queries[2]} - {None}
+        self._heads: set[Token | None] = {heads}
+        self._channels: set[Token | None] = {match.head_dim_v}
+        self._width: set[Token | None] = {heads * (match.head_dim_v or 0)}
+
+    def transpose_back(self, value: ir.Value) -> tuple[list[ir.Value], ir.Value | None]:
+        """Return the values from the product to the Transpose to [B, Sq, H, Dv], and its output if it is there.
+
+        TorchScript puts a Reshape to the shape that the product already has before the Transpose.
+        """
+        passed = [value]
+        while (node := self._only_reader(passed[-1])) is not None:
+            if node.op_type == "Transpose" and "perm" in node.attributes:
+                found = tuple(node.attributes["perm"].as_ints()) == _BSHD
+                return passed, node.outputs[0] if found else None
+            if not self._reshapes_to(node, (self._batch, self._heads, self._rows, self._channels)):
+                break
+            passed.append(node.outputs[0])
+        return passed, None
+
+    def merge_after(self, value: ir.Value) -> ir.Value | None:
+        """Return the result as [B, Sq, H*Dv], where that is all that is read of ``value`` [B, Sq, H, Dv]."""
+        node = self._only_reader(value)
+        merges = node is not None and self._reshapes_to(node, (self._batch, self._rows, self._width))
+        return node.outputs[0] if node is not None and merges else None
+
+    def _only_reader(self, value: ir.Value) -> ir.Node | None:
+        readers = self._view.readers(value)
+        return readers[0][0] if len(readers) == 1 and not value.is_graph_output() else None
+
+    def _reshapes_to(self, node: ir.Node, wanted: tuple[set[Token | None], ...]) -> bool:
+        """Return whether a node is a Reshape to these sizes; each may be any of a set, and one may be left open."""
+        if node.op_type != "Reshape":
+            return False
+        sizes = self._view.dims.content(node.inputs[1])
+        if sizes is None or len(sizes) != len(wanted):
+            return False
+        zero_copies = not int_attribute(node, "allowzero", 0)
+        open_axes = [a for a, size in enumerate(sizes) if size == -1]
+        # 0 takes the size that the input has on this axis: the batch is the same everywhere, the rest is not.
+        fits = [
+            size == -1 or size in known or (size == 0 and zero_copies and axis == 0)
+            for axis, (size, known) in enumerate(zip(sizes, wanted, strict=True))
+        ]
+        return all(fits) and len(open_axes) <= 1
+
+
+def _transposed_sizes(view: View, x: Operand) -> tuple[Token | None, ...]:
+    """Return the sizes of Q [B, H, Sq, D] from the tensor that it is a Transpose of."""
+    call = operation(x)
+    sizes = None
+    if call is not None and call.op_type == "Transpose" and isinstance(call.inputs[0], ir.Value):
+        sizes = view.dims.of(call.inputs[0])
+    return (None,) * 4 if sizes is None or call is None else tuple(sizes[p] for p in call.attributes["perm"])

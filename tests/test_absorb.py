@@ -1,0 +1,188 @@
+"""What the fused node takes over from the nodes around it: layout, grouped heads, caches. Each exact, or left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from attention_graphs import attributes, check_raise, fused
+
+import intfa_onnx
+
+HEADS, SIZE = 4, 16  # of Q
+WIDTH = HEADS * SIZE
+CONSTANTS = """
+    i0 = Constant <value = int64[1] {0}> ()
+    i1 = Constant <value = int64[1] {1}> ()
+    i2 = Constant <value = int64[1] {2}> ()
+    i3 = Constant <value = int64[1] {3}> ()
+    open = Constant <value = int64[1] {-1}> ()
+    minus = Constant <value = int64 {-1}> ()
+    size = Constant <value = int64[1] {16}> ()
+    width = Constant <value = int64[1] {64}> ()
+    root = Constant <value = float {0.5}> ()
+    low = Constant <value = float {-inf}> ()
+    zero = Constant <value = float {0}> ()
+"""
+SPLIT = """
+    {x}s = Shape ({x})
+    {x}b = Gather ({x}s, i0)
+    {x}t = Gather ({x}s, i1)
+    {x}4s = Concat <axis = 0> ({x}b, {x}t, open, size)
+    {x}4 = Reshape ({x}, {x}4s)
+    {x}h = Transpose <perm = [0, 2, 1, 3]> ({x}4)
+"""
+SOFTMAX = """
+    keys = Transpose <perm = [0, 1, 3, 2]> ({k})
+    s = MatMul ({q}, keys)
+    S = Mul (s, root)
+    P = Softmax <axis = -1> (S)
+    O = MatMul (P, {v})
+"""
+ATTENTION = "O = Attention <scale = 0.5> ({q}, {k}, {v})\n"
+BACK = """
+    Ot = Transpose <perm = [0, 2, 1, 3]> (O)
+    merged = Concat <axis = 0> (Qb, Qt, open)
+    Y = Reshape (Ot, merged)
+"""
+# TorchScript's scaled_dot_product_attention: the result is reshaped to the shape that it has, by sizes of Q, V and O.
+RESHAPED_BACK = """
+    Os = Shape (O)
+    ob = Gather (Os, i0)
+    Qhs = Shape (Qh)
+    orows = Gather (Qhs, i2)
+    Vhs = Shape (Vh)
+    ochannels = Gather (Vhs, i3)
+    same = Concat <axis = 0> (ob, open, orows, ochannels)
+    Or = Reshape (O, same)
+    Ot = Transpose <perm = [0, 2, 1, 3]> (Or)
+    merged = Concat <axis = 0> (Qb, Qt, open)
+    Y = Reshape (Ot, merged)
+"""
+
+
+def build(
+    body: str,
+    inputs: str = "",
+    outputs: str = "",
+    kv_width: int = WIDTH,
+    opset: int = 18,
+    y: str = f"float[B, S, {WIDTH}] Y",
+) -> onnx.ModelProto:
+    """A model on Q [B, S, 64] and K, V [B, T, kv_width], as projections write them."""
+    given = f"float[B, S, {WIDTH}] Q, float[B, T, {kv_width}] K, float[B, T, {kv_width}] V"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": {opset}]> g ({given}{inputs}) => ({y}{outputs}) {{ {CONSTANTS} {body} }}'
+    )
+    for index, node in enumerate(model.graph.node):
+        node.name = f"/{node.op_type}_{index}"
+    return model
+
+
+def feed(model: onnx.ModelProto, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {
+        v.name: [sizes.get(d.dim_param, d.dim_value) for d in v.type.tensor_type.shape.dim] for v in model.graph.input
+    }
+    kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    return {
+        n: rng.random(s) > 0.3 if kinds[n] == onnx.TensorProto.BOOL else rng.standard_normal(s).astype(np.float32)
+        for n, s in shapes.items()
+    }
+
+
+def check(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.NodeProto, tuple[str, ...]]:
+    """Check on two sets of sizes that nothing changes; return the model, its fused node and what it absorbed."""
+    for sizes in ({"B": 2, "S": 5, "T": 7, "P": 3}, {"B": 3, "S": 4, "T": 4, "P": 6}):
+        rewritten = check_raise(model, values=feed(model, sizes))
+    [node] = fused(rewritten)
+    return rewritten, node, intfa_onnx.rewrite(model).attentions[0].absorbed
+
+
+def split(*names: str) -> str:
+    return "".join(SPLIT.format(x=name) for name in names)
+
+
+CORES = {"softmax": (SOFTMAX, 18), "Attention": (ATTENTION, 23)}
+
+
+@pytest.mark.parametrize("back", [BACK, RESHAPED_BACK], ids=["transposed", "reshaped and transposed"])
+@pytest.mark.parametrize("core", CORES)
+def test_layout(core, back):
+    """Q, K, V and Y go straight from and to the projections: nothing else is left of the attention."""
+    text, opset = CORES[core]
+    model = build(split("Q", "K", "V") + text.format(q="Qh", k="Kh", v="Vh") + back, opset=opset)
+    rewritten, node, absorbed = check(model)
+    assert "bshd" in absorbed
+    assert list(node.input) == ["Q", "K", "V"]
+    assert list(node.output) == ["Y"]
+    assert {n.op_type for n in rewritten.graph.node} <= {"Constant", "IntFlashAttention"}
+    assert (attributes(node)["q_num_heads"], attributes(node)["kv_num_heads"]) == (HEADS, HEADS)
+
+
+def test_layout_of_scaled_q_and_k():
+    """TorchScript's scaled_dot_product_attention scales both by the root, Q after its Transpose, K after its own."""
+    body = """
+        q = Mul (Qh, root)
+        kt = Transpose <perm = [0, 2, 3, 1]> (K4)
+        k = Mul (kt, root)
+        S = MatMul (q, k)
+        P = Softmax <axis = -1> (S)
+        O = MatMul (P, Vh)
+    """
+    _, node, absorbed = check(build(split("Q", "K", "V") + body + RESHAPED_BACK))
+    assert {"bshd", "scale", "k_transpose"} <= set(absorbed)
+    assert list(node.input) == ["Q", "K", "V"]
+    assert attributes(node)["scale"] == 0.25
+
+
+def test_layout_read_in_four_axes():
+    """[B, S, H, D] is wanted, and its shape too: one Reshape."""
+    back = "Y = Transpose <perm = [0, 2, 1, 3]> (O)\n size_of = Shape (O)\n rows = Gather (size_of, i2)"
+    body = split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + back
+    model = build(body, y=f"float[B, S, {HEADS}, {SIZE}] Y", outputs=", int64[1] rows")
+    _, node, absorbed = check(model)
+    assert "bshd" in absorbed
+    assert list(node.input) == ["Q", "K", "V"]
+
+
+NOT_BACK = {
+    # The same number of elements, but not a Transpose of the same axes.
+    "heads and queries exchanged by a Reshape": """
+        mixed = Concat <axis = 0> (Qb, Qt, open, size)
+        Or = Reshape (O, mixed)
+        Ot = Transpose <perm = [0, 2, 1, 3]> (Or)
+        merged = Concat <axis = 0> (Qb, Qt, open)
+        Y = Reshape (Ot, merged)
+    """,
+    "channels before heads": """
+        Ot = Transpose <perm = [0, 2, 3, 1]> (O)
+        merged = Concat <axis = 0> (Qb, Qt, open)
+        Y = Reshape (Ot, merged)
+    """,
+    "read twice": """
+        Ot = Transpose <perm = [0, 2, 1, 3]> (O)
+        merged = Concat <axis = 0> (Qb, Qt, open)
+        first = Reshape (Ot, merged)
+        second = Reshape (O, merged)
+        Y = Add (first, second)
+    """,
+}
+
+
+@pytest.mark.parametrize("name", NOT_BACK)
+def test_other_layouts_stay(name):
+    body = split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + NOT_BACK[name]
+    assert "bshd" not in check(build(body))[2]
+
+
+def test_result_merged_in_another_way():
+    """[B, S, H, D] reshaped to [B, S*H, D]: packed, but with the graph's own Reshape."""
+    back = """
+        Ot = Transpose <perm = [0, 2, 1, 3]> (O)
+        merged = Concat <axis = 0> (Qb, open, size)
+        Y = Reshape (Ot, merged)
+    """
+    model = build(split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + back, y=f"float[B, R, {SIZE}] Y")
+    assert "bshd" in check(model)[2]
