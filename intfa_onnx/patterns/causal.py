@@ -301,7 +301,9 @@ def _mean_of_values(match: AttentionMatch, packed: bool) -> Operand:
     else:
         mean = _mean(match.inputs["V"], 1 if packed else 2)
     heads, kv_heads, size = match.num_heads, match.kv_num_heads, match.head_dim_v
-    if heads == kv_heads or (kv_heads == 1 and not packed):
+    # Around products of the graph, key heads that are not known to be fewer are as many as the query's, or one.
+    broadcasts = not packed and (kv_heads == 1 or (match.place is not match.anchor and "gqa" not in match.absorbed))
+    if broadcasts or (heads is not None and heads == kv_heads):
         return mean
     if heads is None or kv_heads is None or size is None:
         raise _Stays("rows without a key average over all keys, and the number of heads is not known")

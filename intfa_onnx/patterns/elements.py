@@ -302,6 +302,7 @@ class Elements:
         calls = [operation(i) for i in inputs]
         inner = [c.inputs[0] if c is not None and c.op_type == "Abs" else None for c in calls]
         left, right = (self.integer(a or i, index) for a, i in zip(inner, inputs, strict=True))
+        self._compares = self._compares or any(form is not None and form.factor(Axis(1)) for form in (left, right))
         if left is None or right is None or all(inner):
             return None
         form, strict = _COMPARISONS[op](left, right)
@@ -473,18 +474,18 @@ class Elements:
         return aligned if sizes is None else tuple(_ZERO if s == 1 else p for p, s in zip(aligned, sizes, strict=True))
 
     def rank(self, x: Operand) -> int | None:
-        """Return the number of axes, or None."""
-        if isinstance(x, ir.Value):
-            return self._view.rank(x)
+        """Return the number of axes, as far as they matter: an Expand may put more in front; None if unknown."""
         if isinstance(x, Const):
             return x.array.ndim
-        if not isinstance(x, Call):
-            return None
-        ranks = [self.rank(i) for i in x.inputs]
-        if x.op_type == "Unsqueeze":
-            return None if ranks[0] is None else ranks[0] + len(x.attributes["axes"])
-        known = [r for r in ranks if r is not None]
-        return max(known) if len(known) == len(ranks) and x.op_type in _ELEMENTWISE else None
+        known, call = self._view.rank(x) if isinstance(x, ir.Value) else None, operation(x)
+        if known is not None or call is None:
+            return known
+        if call.op_type == "Unsqueeze" and "axes" in call.attributes:
+            inner = self.rank(call.inputs[0])
+            return None if inner is None else inner + len(call.attributes["axes"])
+        ranks = [self.rank(i) for i in call.inputs[: 1 if call.op_type in ("Expand", "Cast") else None]]
+        numbers = [r for r in ranks if r is not None]
+        return max(numbers) if len(numbers) == len(ranks) and call.op_type in _ELEMENTWISE else None
 
     def _size(self, x: Operand, axis: int) -> Linear | None:
         return size_form(self._view.dims.dim(x, axis)) if isinstance(x, ir.Value) else None
@@ -518,7 +519,7 @@ class Elements:
 _MADE_OF_SIZES = ("Expand", "ConstantOfShape")
 _TAKES_PART = ("Slice", "Gather", "GatherND")
 _KEEPS_NUMBER = ("Identity", "Cast", "CastLike", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Transpose")
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Not", "And", "Or", "Where")
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Not", "And", "Or", "Where", "Expand", "Cast")
 
 # a op b as (form, whether form > 0 is meant instead of form >= 0).
 _COMPARISONS: dict[str, Callable[[Linear, Linear], tuple[Linear, bool]]] = {
