@@ -94,11 +94,19 @@ def test_one_tile_is_the_same_on_mma_sync(case):
 WIDE = [c for c in TAKEN if mma_sync.kernel_dim(c) in WIDE_DIMS and c.mask == "none" and c.softcap == 0]
 
 
+def splits(case: AttentionCase) -> bool:
+    """Whether blocks of 64 queries split the keys, whose parts are then rounded on their own."""
+    return case.seqlen_past + case.seqlen_new > 7 * TILE_N
+
+
 @pytest.mark.parametrize("case", params(WIDE))
 def test_blocks_of_192_queries_give_the_same_bits(case):
     """Three warpgroups share K and V; what a row computes does not depend on its block."""
     first, second = modes_of(case)
     expected = run(case, first)
+    if splits(case):
+        expected = wide().attention(attributes=case_attributes(case, "int8", "tile"), device=90, **case_arguments(case))
+        mma_sync.check_against_reference(case, "tile", expected, tile_n=TILE_N)
     arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
     for mode in (first, second):
         result = wide().attention(mode=mode, **arguments)
@@ -110,12 +118,18 @@ def test_blocks_of_192_queries_give_the_same_bits(case):
 
 
 def test_blocks_of_192_queries_where_they_fill_a_gpu():
-    """As the dispatch decides: 256 blocks of them, or blocks of 64."""
-    case = replace(next(c for c in CASES if c.name == "d40"), seqlen_q=193, num_heads=128, seqlen_new=130)
-    run(case, Mode())
-    assert "tile 192x128" in simulator().chosen
-    run(replace(case, seqlen_q=192), Mode())
-    assert "tile 64x128" in simulator().chosen
+    """As the dispatch decides for 132 SMs: as many rounds as of three blocks of 64, or up to a quarter more."""
+    case = replace(next(c for c in CASES if c.name == "d40"), seqlen_new=130)
+    for heads, seqlen_q, tile_m in [
+        (89, 192, 192),  # one round of 3, as for 267 blocks of 64
+        (88, 192, 64),  # two of 64 do
+        (132, 192, 192),
+        (133, 192, 64),  # two rounds of three, against four
+        (198, 192, 192),  # 6 against 5: a quarter more at most
+        (264, 1, 64),  # most of the 192 would not be there
+    ]:
+        run(replace(case, seqlen_q=seqlen_q, num_heads=heads, kv_num_heads=1), Mode())
+        assert f"tile {tile_m}x128" in simulator().chosen, simulator().chosen
 
 
 @pytest.mark.slow

@@ -30,9 +30,19 @@ inline bool has_wgmma() {
   return kBuilt && device_architecture() == 90;
 }
 
+// SMs of the current device; 1 where there is none, for the launch to report.
+inline int multiprocessors() {
+  int device = 0, count = 1;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    (void)cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  }
+  return count;
+}
+
 #else
 
 inline bool has_wgmma() { return simt::device() == 90; }
+inline int multiprocessors() { return simt::multiprocessors(); }
 
 #endif
 

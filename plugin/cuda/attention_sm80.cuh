@@ -225,8 +225,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   }
   ptx::cp_async_wait<0>();
 
-  store_rows<Shape, P, kScored>(params, smem, o, rows);
-  poison_rows<Shape, Source, kScored>(params);
+  store_rows<Shape, P, kScored>(params, Work::of<Shape>(params), smem, o, rows);
+  poison_rows<Shape, Source, kScored>(params, Work::of<Shape>(params));
 }
 
 }  // namespace intfa::cuda

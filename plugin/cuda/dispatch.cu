@@ -48,14 +48,28 @@ Arithmetic arithmetic_of(const AttentionProblem& problem) {
 
 bool is_scored(const AttentionProblem& problem) { return problem.softcap > 0.f || problem.mask.present; }
 
+// Rounds of row tiles over the SMs of an H100 or H200: a rule of the problem alone, as for the splits.
+int64_t rounds(const AttentionProblem& problem, int64_t tile_m) {
+  constexpr int64_t kSms = 132;
+  const int64_t row_tiles = (problem.seqlen_q + tile_m - 1) / tile_m * problem.num_heads * problem.batch;
+  return (row_tiles + kSms - 1) / kSms;
+}
+
+// Whether CTAs of three warpgroups are predicted to be faster than three times as many of one: they are as fast per
+// query and tile, but need a third of the traffic from L2. At the bounds of their loops CTAs of one ask it for 7 (head
+// size 64) to 11 TB/s (128), about twice what it has, so a quarter more of the work, for the ends of tiles and rounds,
+// is taken to be worth it.
+bool gains_by_sharing(const AttentionProblem& problem, int tile_m) {
+  return 4 * 3 * rounds(problem, tile_m) <= 5 * rounds(problem, kWgmmaTileM);
+}
+
 // kGroup: the prologue's groups are of 64 keys, the operator's of a tile.
 bool takes(const WgmmaKernel& entry, const AttentionProblem& problem, int head_dim) {
   const AttentionKernel& kernel = entry.attention;
-  const int64_t ctas = (problem.seqlen_q + kernel.tile_m - 1) / kernel.tile_m * problem.num_heads * problem.batch;
   return entry.head_dim == head_dim && kernel.arithmetic == arithmetic_of(problem) &&
          kernel.scored == is_scored(problem) && problem.k_granularity != KGranularity::kGroup &&
          (problem.tile_n == 0 || problem.tile_n == kernel.tile_n) &&
-         (kernel.tile_m == kWgmmaTileM || ctas >= kTargetCtas);
+         (!kernel.persistent || gains_by_sharing(problem, kernel.tile_m));
 }
 
 // The one table: smallest head size that holds both D and Dv, then the kernel of the arithmetic, by wgmma where the GPU
@@ -79,8 +93,9 @@ Status choose_kernels(const AttentionProblem& problem, Plan* plan) {
 }
 
 bool is_splittable(const Plan& plan) {
-  // The paper's P depends on the running max, hence on the order of the keys: never split.
-  return plan.attention->arithmetic != Arithmetic::kPaperInt8;
+  // The paper's P depends on the running max, hence on the order of the keys: never split. Nor where there is enough
+  // work for a list of it.
+  return plan.attention->arithmetic != Arithmetic::kPaperInt8 && !plan.attention->persistent;
 }
 
 // split_rows: rows of partial results, over all splits.
@@ -215,6 +230,7 @@ int bounded(int64_t window) { return window < 0 || window >= kMaxTokens ? kUnbou
 
 AttentionParams attention_params(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
   AttentionParams p{};
+  p.batch = static_cast<int>(problem.batch);
   p.num_heads = static_cast<int>(problem.num_heads);
   p.heads_per_kv = static_cast<int>(problem.num_heads / problem.kv_num_heads);
   p.kv_num_heads = static_cast<int>(problem.kv_num_heads);
@@ -298,7 +314,8 @@ std::string describe(const AttentionProblem& problem) {
   return std::string("attention_") + (wgmma ? "wgmma" : kNames[static_cast<int>(attention.arithmetic)]) +
          (attention.scored ? "_scored" : "") + "_d" + std::to_string(plan.kernels->head_dim) + " tile " +
          std::to_string(attention.tile_m) + "x" + std::to_string(attention.tile_n) +
-         (plan.k_statistics ? ", mean of K" : "") + (plan.v_statistics ? ", amax of V" : "") +
+         (attention.persistent ? ", one block per SM" : "") + (plan.k_statistics ? ", mean of K" : "") +
+         (plan.v_statistics ? ", amax of V" : "") +
          (plan.num_splits > 1 ? ", keys split in " + std::to_string(plan.num_splits) : "") + ", workspace " +
          std::to_string(plan.workspace.bytes) + " bytes";
 }
@@ -314,10 +331,11 @@ Status max_workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
   Plan plan;
   if (Status status = make_plan(problem, &plan); !status.ok()) return status;
   // A smaller problem has no more tiles, but it may have more chunks, and more splits: at most kTargetCtas row tiles of
-  // partial results, whatever its batch and queries.
+  // partial results, whatever its batch and queries. One too small for a list of work splits its keys.
   const int64_t num_chunks = std::min<int64_t>(plan.num_tiles, kMaxChunks);
   const int64_t tiles = plan.num_tiles / (plan.attention->tile_n / kTileN);
-  const int64_t splits = is_splittable(plan) ? tiles / kMinTilesPerSplit : 1;
+  const bool splittable = is_splittable(plan) || plan.attention->persistent;
+  const int64_t splits = splittable ? tiles / kMinTilesPerSplit : 1;
   const int64_t rows = problem.batch * problem.num_heads * problem.seqlen_q;
   const int64_t split_rows = splits > 1 ? std::min(kTargetCtas * plan.attention->tile_m, splits * rows) : 0;
   *bytes = layout_of(problem, plan, num_chunks, split_rows).bytes;
@@ -343,7 +361,8 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, voi
 
   const AttentionKernel& attention = *plan.attention;
   const int64_t row_tiles = (problem.seqlen_q + attention.tile_m - 1) / attention.tile_m;
-  const Grid grid = {row_tiles, problem.num_heads, problem.batch * plan.num_splits};
+  Grid grid = {row_tiles, problem.num_heads, problem.batch * plan.num_splits};
+  if (attention.persistent) grid = {std::min<int64_t>(row_tiles * grid.y * grid.z, multiprocessors())};
   const AttentionParams params = attention_params(problem, tensors, plan);
   if (plan.num_splits == 1) {
     return launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream, params);

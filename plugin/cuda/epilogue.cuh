@@ -41,10 +41,9 @@ INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, in
 
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
 template <typename Shape, typename P, bool kScored, int kStrips, int kBlocks>
-INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const float (&o)[kStrips][kBlocks][4],
-                             const RowState<kStrips>& rows) {
+INTFA_DEVICE void store_rows(const AttentionParams& params, const Work& work, uint32_t smem,
+                             const float (&o)[kStrips][kBlocks][4], const RowState<kStrips>& rows) {
   constexpr int kDim = 8 * kBlocks;
-  const Work work = Work::of<Shape>(params);
   const RowTable table = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
   const int g = work.lane >> 2, t = work.lane & 3;
   const float* v_scale = params.packed.v_scale + static_cast<int64_t>(work.kv_head) * kDim;  // [Dp]
@@ -86,13 +85,11 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, uint32_t smem, const
 // Overwrites what a non-finite K token or V element reaches: whole rows, or one channel of them. Each thread only
 // rewrites what it stored itself, so nothing needs to be ordered. Costs a few loads where the input is finite.
 template <typename Shape, typename Source, bool kScored>
-INTFA_DEVICE void poison_rows(const AttentionParams& params) {
+INTFA_DEVICE void poison_rows(const AttentionParams& params, const Work& work) {
   constexpr int kRowBytes = kTileN * Source::kElementV;  // of V^T
-  const Work work = Work::of<Shape>(params);
   const int g = work.lane >> 2, t = work.lane & 3;
-  const int kv_heads = gridDim.z / params.num_splits * params.kv_num_heads;
   const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(work.kv_head) * params.num_tiles;
-  const uint32_t* v_flags = k_flags + static_cast<int64_t>(kv_heads) * params.num_tiles;
+  const uint32_t* v_flags = k_flags + static_cast<int64_t>(params.batch) * params.kv_num_heads * params.num_tiles;
   bool found = false;
   for (int i = work.lane; i < params.num_tiles; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
   if (!ptx::warp_any(found)) return;

@@ -17,6 +17,7 @@ struct AttentionKernel {
   int tile_m, threads, smem_bytes;
   int tile_n = kTileN;
   ChunkOrder order = ChunkOrder::kRows;  // of the packed tiles that it reads
+  bool persistent = false;               // its CTAs, at most one per SM, share a list of row tiles, heads and batch
 };
 
 struct KernelSet {

@@ -4,8 +4,8 @@
 //   kPaperInt8      exists to reproduce a table, not for speed
 //   kHalfPV         its second product is in float16; it waits for a measurement that asks for it
 //   k_granularity group  has one scale per tile and group, and the prologue's tiles have 64 keys
-// CTAs of 192 queries come after those of 64, and are preferred where they are enough to fill a GPU. No GPU has decided
-// this yet: 64 queries of head size 128 at the loop's bound want 11 TB/s from L2, 192 want 4.
+// CTAs of 192 queries come after those of 64, and are preferred where dispatch.cu predicts a gain. No GPU has decided
+// this yet.
 #pragma once
 
 #include "cuda/kernels.h"

@@ -1,4 +1,4 @@
-// Hopper's asynchronous instructions (sm_90a): mbarriers, bulk copies, wgmma. A part of ptx.cuh under the same rules:
+// Hopper's instructions (sm_90a): mbarriers, bulk copies, wgmma, setmaxnreg. A part of ptx.cuh under the same rules:
 // one instruction per wrapper, each with a host twin.
 //
 // Order of memory, per instruction:
@@ -69,6 +69,19 @@ INTFA_DEVICE void bulk_copy(uint32_t dst, const void* src, int bytes, uint32_t b
                : "memory");
 }
 INTFA_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A barrier of the calling warpgroup's 128 threads; id: its own, 1 to 15.
+INTFA_DEVICE void sync_warpgroup(int id) { asm volatile("bar.sync %0,128;" ::"r"(id) : "memory"); }
+
+// Registers per thread from now on, by all warps of a warpgroup: fewer, or more, which waits until the CTA has them.
+template <int kRegisters>
+INTFA_DEVICE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+INTFA_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
 
 INTFA_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 INTFA_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -145,6 +158,15 @@ INTFA_DEVICE void bulk_copy(uint32_t dst, const void* src, int bytes, uint32_t b
   simt::bulk_copy(dst, src, bytes, barrier, loc);
 }
 INTFA_DEVICE void fence_async_proxy() { simt::fence_async_proxy(); }
+INTFA_DEVICE void sync_warpgroup(int id INTFA_LOC) { simt::bar_sync(id, 128, loc); }
+template <int kRegisters>
+INTFA_DEVICE void give_registers(INTFA_LOC_ONLY) {
+  simt::give_registers(kRegisters, loc);
+}
+template <int kRegisters>
+INTFA_DEVICE void take_registers(INTFA_LOC_ONLY) {
+  simt::take_registers(kRegisters, loc);
+}
 INTFA_DEVICE void wgmma_fence(INTFA_LOC_ONLY) { simt::wgmma_fence(loc); }
 INTFA_DEVICE void wgmma_commit(INTFA_LOC_ONLY) { simt::wgmma_commit(loc); }
 template <int kPending, int kColumns>

@@ -40,6 +40,13 @@ struct Limits {
         window_left(params.window_left),
         window_right(params.window_right) {}
 
+  // The same with queries counted from this one.
+  INTFA_DEVICE Limits from(int query) const {
+    Limits shifted = *this;
+    shifted.offset += query;
+    return shifted;
+  }
+
   INTFA_DEVICE int begin(int query) const { return max(0, query + offset - window_left); }
   INTFA_DEVICE int end(int query) const { return max(0, min(valid, query + offset + window_right + 1)); }
 };

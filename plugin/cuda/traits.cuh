@@ -91,7 +91,7 @@ struct MaskParams {
 };
 
 struct AttentionParams {
-  int num_heads, heads_per_kv, kv_num_heads, seqlen_q, seqlen_kv, num_tiles, head_dim, head_dim_v;
+  int batch, num_heads, heads_per_kv, kv_num_heads, seqlen_q, seqlen_kv, num_tiles, head_dim, head_dim_v;
   View q;  // [B, Hq, Sq, D]
   DataType q_dtype;
   const float* q_scale;  // static, or null: one per token, made in the kernel

@@ -31,6 +31,23 @@ struct Work {
     work.lane = thread & 31;
     return work;
   }
+
+  // An item of the work list of a persistent kernel: as many as there are row tiles, heads and batch entries, in the
+  // same order, so that the longest come first.
+  template <typename Shape>
+  INTFA_DEVICE static Work of_item(const AttentionParams& params, int item) {
+    Work work;
+    const int thread = ptx::thread_index(), row_tile = item / (params.num_heads * params.batch);
+    const int head = item - row_tile * params.num_heads * params.batch;
+    work.batch = head / params.num_heads;
+    work.head = head - work.batch * params.num_heads;
+    work.split = 0;
+    work.kv_head = work.batch * params.kv_num_heads + work.head / params.heads_per_kv;
+    work.cta_row = (Shape::row_tiles(params) - 1 - row_tile) * Shape::kTileM;
+    work.warp_row = work.cta_row + (thread >> 5) * Shape::kWarpRows;
+    work.lane = thread & 31;
+    return work;
+  }
 };
 
 INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int query) {

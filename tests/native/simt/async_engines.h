@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "async_race.h"
@@ -30,6 +31,39 @@ struct Mbarrier {
   }
   // The phase of this parity has completed.
   bool is_past(uint32_t parity) const { return (phases & 1) != (parity & 1); }
+};
+
+// setmaxnreg, of either simulator: what each warp has, and what the block has to give. A block starts with its share of
+// the SM's 65536 registers, as __launch_bounds__(threads, 1) has it.
+struct RegisterFile {
+  explicit RegisterFile(int num_warps) : of_warp(size_t(num_warps), 65536 / (32 * num_warps) / 8 * 8) {}
+
+  // What is wrong with asking for `count`, or empty.
+  std::string wrong(int warp, int count, bool more) const {
+    const int has = of_warp[size_t(warp)];
+    if (count < 24 || count > 256 || count % 8 != 0)
+      return "setmaxnreg of " + std::to_string(count) + ": it takes multiples of 8 from 24 to 256";
+    if (more ? count < has : count > has)
+      return "setmaxnreg to " + std::to_string(count) + " of a warp that has " + std::to_string(has);
+    return {};
+  }
+  // Whether the warp has `count` now; false: others must give first.
+  bool set(int warp, int count) {
+    int& has = of_warp[size_t(warp)];
+    if (count - has > free) return false;
+    free -= count - has;
+    has = count;
+    return true;
+  }
+  // At the end of a block: the warps of a warpgroup have all done the same.
+  bool uniform() const {
+    for (size_t w = 0; w < of_warp.size(); w++)
+      if (of_warp[w] != of_warp[w / 4 * 4]) return false;
+    return true;
+  }
+
+  std::vector<int> of_warp;  // registers per thread
+  int free = 0;              // per thread of a warp
 };
 
 struct BulkCopy {
@@ -78,9 +112,14 @@ struct WarpgroupMeeting {
 
 struct AsyncEngines {
   AsyncEngines(int num_warps, size_t shared_bytes)
-      : race(num_warps, shared_bytes), products(size_t(num_warps)), meetings(size_t(num_warps + 3) / 4) {}
+      : race(num_warps, shared_bytes),
+        registers(num_warps),
+        products(size_t(num_warps)),
+        meetings(size_t(num_warps + 3) / 4) {}
 
   AsyncRace race;
+  RegisterFile registers;
+  std::vector<int> want_registers;        // thread ids
   std::map<uint32_t, Mbarrier> barriers;  // by shared address
   std::vector<BulkCopy> copies;
   std::vector<WarpProducts> products;  // per warp

@@ -59,7 +59,7 @@ ALL_SETS = "{&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256}"
 
 
 # Blocks of 192 queries for every problem, however small.
-ALWAYS_WIDE = ("ctas >= kTargetCtas", "ctas >= 0")
+ALWAYS_WIDE = ("<= 5 * rounds(problem, kWgmmaTileM)", "> 0")
 WIDE_DIMS = (64, 96, 128)
 
 

@@ -17,6 +17,8 @@ SIMT_API void simt_configure(int schedule, int copies, uint64_t seed) {
 
 SIMT_API void simt_set_device(int architecture) { simt::set_device(architecture); }
 
+SIMT_API void simt_set_multiprocessors(int count) { simt::set_multiprocessors(count); }
+
 SIMT_API void simt_use_host() { simt::set_launcher({}); }
 
 SIMT_API void* simt_load_ptx(const char* path, char* error, size_t error_bytes) {

@@ -106,6 +106,29 @@ void bulk_copy(uint32_t dst, const void* src, int bytes, uint32_t address, loc_t
   maybe_yield();
 }
 
+void give_registers(int count, loc_t l) {
+  meet_warp("setmaxnreg.dec", l, [&] {
+    AsyncEngines& e = engines("setmaxnreg", l);
+    if (const std::string wrong = e.registers.wrong(current->warp, count, /*more=*/false); !wrong.empty())
+      fail(wrong, l);
+    e.registers.set(current->warp, count);
+    for (int id : e.want_registers) make_runnable(id);
+    e.want_registers.clear();
+  });
+}
+
+void take_registers(int count, loc_t l) {
+  meet_warp("setmaxnreg.inc", l, [&] {
+    AsyncEngines& e = engines("setmaxnreg", l);
+    if (const std::string wrong = e.registers.wrong(current->warp, count, /*more=*/true); !wrong.empty())
+      fail(wrong, l);
+    while (!e.registers.set(current->warp, count)) {
+      e.want_registers.push_back(this_thread().id());
+      block_on("setmaxnreg.inc, for registers that no warp has given", l);
+    }
+  });
+}
+
 void fence_async_proxy() {
   if (block->engines) block->engines->race.proxy_fence(current->warp);
 }

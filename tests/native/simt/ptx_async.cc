@@ -206,6 +206,23 @@ void unmark(Warp& warp, const MarkedAccumulator& accumulator) {
   }
 }
 
+void give_registers(Warp& warp, const Instruction& i, LaneMask mask) {
+  require_full_warp(warp, i, mask);
+  RegisterFile& registers = units(warp).registers;
+  if (const std::string wrong = registers.wrong(warp.id, int(i.immediate), /*more=*/false); !wrong.empty())
+    fail(warp, i, wrong);
+  registers.set(warp.id, int(i.immediate));
+}
+
+// Where there are not enough, the warp stops, before it goes on with the same instruction.
+void take_registers(Warp& warp, const Instruction& i, LaneMask mask) {
+  require_full_warp(warp, i, mask);
+  RegisterFile& registers = units(warp).registers;
+  if (const std::string wrong = registers.wrong(warp.id, int(i.immediate), /*more=*/true); !wrong.empty())
+    fail(warp, i, wrong);
+  warp.wants_registers = registers.set(warp.id, int(i.immediate)) ? 0 : int(i.immediate);
+}
+
 void fence(Warp& warp, const Instruction&, LaneMask) { units(warp).products[size_t(warp.id)].fenced = true; }
 
 void commit(Warp& warp, const Instruction& i, LaneMask mask) {
@@ -250,6 +267,8 @@ void add_async(Table& table) {
   table.add("mbarrier.try_wait.parity.shared::cta.b64", "psr", try_wait, Flow::kWait, 8);
   table.add("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", "sgrs", bulk_copy, Flow::kNone, 16);
   table.add("fence.proxy.async.shared::cta", "", fence_proxy);
+  table.add("setmaxnreg.dec.sync.aligned.u32", "i", give_registers);
+  table.add("setmaxnreg.inc.sync.aligned.u32", "i", take_registers, Flow::kWait);
   table.add("wgmma.fence.sync.aligned", "", fence);
   table.add("wgmma.commit_group.sync.aligned", "", commit);
   table.add("wgmma.wait_group.sync.aligned", "i", wait);

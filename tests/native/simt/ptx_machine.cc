@@ -49,6 +49,7 @@ void start_block(Machine& machine, const LaunchRequest& request, dim3 index) {
     warp.groups.clear();
     warp.uncommitted = 0;
     warp.waits_for = nullptr;
+    warp.wants_registers = 0;
     // Poison: an uninitialized register must not look like a zero.
     warp.registers_32.assign(size_t(kernel.slots_32) * 32, 0xBADC0DE5u);
     warp.registers_64.assign(size_t(kernel.slots_64) * 32, 0xDEADBEEFDEADBEEFull);
@@ -69,6 +70,10 @@ void exit_lanes(Warp& warp, const Instruction& instruction, LaneMask lanes) {
     if (!copy.landed) fail(warp, instruction, "a warp exits with cp.async in flight");
   if (warp.machine->async && !warp.machine->async->products[size_t(warp.id)].products.empty())
     fail(warp, instruction, "a warp exits with wgmma in flight");
+  const std::vector<Warp>& warps = warp.machine->warps;
+  if (warp.machine->async && !warp.machine->async->registers.uniform() &&
+      std::all_of(warps.begin(), warps.end(), [](const Warp& w) { return w.alive == 0; }))
+    fail(warp, instruction, "setmaxnreg by a part of a warpgroup");
 }
 
 // Runs until the warp waits at a barrier, ends, or has spent its budget. Of diverged lanes the ones at the lowest
@@ -76,6 +81,10 @@ void exit_lanes(Warp& warp, const Instruction& instruction, LaneMask lanes) {
 void run_warp(Warp& warp, int64_t budget) {
   const std::vector<Instruction>& code = warp.machine->kernel->code;
   Statistics& total = statistics();
+  if (warp.wants_registers > 0) {
+    warp.machine->async->registers.set(warp.id, warp.wants_registers);
+    warp.wants_registers = 0;
+  }
   while (warp.alive != 0 && warp.can_run() && budget > 0) {
     int pc = std::numeric_limits<int>::max(), limit = std::numeric_limits<int>::max();
     for (int lane = 0; lane < 32; lane++)
@@ -171,7 +180,8 @@ void run_block(Machine& machine) {
     if (ready.empty()) {
       if (waiting == nullptr) return;
       throw Error("PTX: deadlock, warp " + std::to_string(waiting->id) + " waits at " +
-                  (waiting->barrier < 0
+                  (waiting->wants_registers > 0 ? "setmaxnreg.inc for registers that no warp has given"
+                   : waiting->barrier < 0
                        ? "an mbarrier whose phase does not end"
                        : "barrier " + std::to_string(waiting->barrier) + " that not every warp reaches"));
     }
@@ -232,6 +242,14 @@ void launch(const Module& module, const std::vector<Region>& regions, const Laun
 }
 
 }  // namespace
+
+bool Warp::can_run() const {
+  if (wants_registers > 0) {
+    const RegisterFile& registers = machine->async->registers;
+    return wants_registers - registers.of_warp[size_t(id)] <= registers.free;
+  }
+  return barrier < 0 && (waits_for == nullptr || waits_for->is_past(parity));
+}
 
 void fail(const Warp& warp, const Instruction& instruction, const std::string& what) {
   const dim3 b = warp.machine->index;

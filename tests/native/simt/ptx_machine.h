@@ -40,8 +40,9 @@ struct Warp {
   int uncommitted = 0;
   const Mbarrier* waits_for = nullptr;  // its phase of this parity
   uint32_t parity = 0;
+  int wants_registers = 0;  // setmaxnreg.inc has not got these yet
 
-  bool can_run() const { return barrier < 0 && (waits_for == nullptr || waits_for->is_past(parity)); }
+  bool can_run() const;
   template <class T>
   using Storage = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   template <class T>
@@ -84,8 +85,10 @@ struct ProductQueue {
 
 // What a kernel with mbarriers has besides.
 struct AsyncUnits {
-  AsyncUnits(int num_warps, size_t shared_bytes) : race(num_warps, shared_bytes), products(size_t(num_warps)) {}
+  AsyncUnits(int num_warps, size_t shared_bytes)
+      : race(num_warps, shared_bytes), registers(num_warps), products(size_t(num_warps)) {}
   AsyncRace race;
+  RegisterFile registers;
   std::map<uint32_t, Mbarrier> barriers;  // by shared address
   std::vector<BulkCopy> copies;
   std::vector<ProductQueue> products;  // per warp

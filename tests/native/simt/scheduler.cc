@@ -20,6 +20,7 @@ constexpr size_t kSharedAlignment = 1024;
 
 Config active_config;
 int active_device = 80;
+int active_multiprocessors = 3;
 Statistics total;
 Launcher active_launcher;
 
@@ -243,6 +244,8 @@ void set_launcher(Launcher launcher) { active_launcher = std::move(launcher); }
 void set_launch_config(const Config& config) { active_config = config; }
 void set_device(int architecture) { active_device = architecture; }
 int device() { return active_device; }
+void set_multiprocessors(int count) { active_multiprocessors = count; }
+int multiprocessors() { return active_multiprocessors; }
 const Config& launch_config() { return active_config; }
 Statistics& statistics() { return total; }
 

@@ -89,6 +89,10 @@ SIMT_API const Config& launch_config();
 // memory is checked for races (async_race.h).
 SIMT_API void set_device(int architecture);
 SIMT_API int device();
+// Its SMs: 3 at first, so that a kernel that shares out a list of work among them does so for small problems. Blocks
+// run one after another all the same.
+SIMT_API void set_multiprocessors(int count);
+SIMT_API int multiprocessors();
 SIMT_API Statistics& statistics();  // summed over launches; the caller resets it
 
 // The seam: kernel<<<grid, block, shared_bytes>>>(args...).

@@ -20,6 +20,11 @@ SIMT_API void mbarrier_wait(uint32_t barrier, uint32_t parity, loc_t l);
 SIMT_API void bulk_copy(uint32_t dst, const void* src, int bytes, uint32_t barrier, loc_t l);
 SIMT_API void fence_async_proxy();
 
+// setmaxnreg by all warps of a warpgroup: down to `count` registers per thread, or up to it, which waits until the
+// block has given enough back.
+SIMT_API void give_registers(int count, loc_t l);
+SIMT_API void take_registers(int count, loc_t l);
+
 // Operand A: four registers of each thread, or a shared-memory descriptor.
 struct WgmmaA {
   const uint32_t* registers = nullptr;

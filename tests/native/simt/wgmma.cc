@@ -147,6 +147,8 @@ void wgmma_wait(int groups_in_flight, loc_t l) {
 void check_products_complete() {
   if (block->engines && !block->engines->products[size_t(current->warp)].products.empty())
     fail("a thread exits with wgmma in flight", loc_t::current());
+  if (block->engines && block->alive == 1 && !block->engines->registers.uniform())
+    fail("setmaxnreg by a part of a warpgroup", loc_t::current());
 }
 
 }  // namespace simt
