@@ -33,7 +33,8 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
     for state, operand, new in zip(match.states, match.presents, node.outputs[1:], strict=False):
         if state is not None:
             _replace(view, state, operand, new, Emitter(opset, names, anchor_name, new), names)
-    for unused in (*(old.producer() for old in match.outputs), match.place, match.anchor):
+    replaced = (*match.outputs, *(state for state in match.states if state is not None))
+    for unused in (*(old.producer() for old in replaced), match.place, match.anchor):
         _remove_unused(unused)
     # The anchor is gone: the attention keeps the name that reports and globs use.
     node.name = anchor_name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.parser
 import pytest
 from attention_graphs import attributes, check_raise, fused
@@ -186,3 +187,143 @@ def test_result_merged_in_another_way():
     """
     model = build(split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + back, y=f"float[B, R, {SIZE}] Y")
     assert "bshd" in check(model)[2]
+
+
+# As TorchScript repeats key heads: -1 in the shape of Expand would mean 1, and is looked for at run time.
+REPEAT = """
+    {x}hs = Shape ({x}h)
+    {x}hb = Gather ({x}hs, i0)
+    {x}ht = Gather ({x}hs, i2)
+    {x}5 = Unsqueeze ({x}h, {axis})
+    {x}5s = Concat <axis = 0> ({x}hb, {wide}, {x}ht, size)
+    {x}5l = Shape ({x}5s)
+    {x}ones = ConstantOfShape <value = int64[1] {{1}}> ({x}5l)
+    {x}minus = Mul ({x}ones, minus)
+    {x}same = Equal ({x}5s, {x}minus)
+    {x}to = Where ({x}same, {x}ones, {x}5s)
+    {x}w = Expand ({x}5, {x}to)
+    {x}4w = Concat <axis = 0> ({x}hb, heads, {x}ht, size)
+    {x}r = Reshape ({x}w, {x}4w)
+"""
+GROUPS = """
+    heads = Constant <value = int64[1] {4}> ()
+    wide = Constant <value = int64[2] {2, 2}> ()
+"""
+
+
+def repeated(core: str, axis: str = "i2") -> onnx.ModelProto:
+    text, opset = CORES[core]
+    repeat = "".join(REPEAT.format(x=x, axis=axis, wide="wide") for x in ("K", "V"))
+    body = split("Q", "K", "V") + GROUPS + repeat + text.format(q="Qh", k="Kr", v="Vr") + BACK
+    return build(body, kv_width=WIDTH // 2, opset=opset)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_repeated_key_heads(core):
+    """Two key heads for four query heads: K and V go in as the projections write them."""
+    rewritten, node, absorbed = check(repeated(core))
+    assert {"gqa", "bshd"} <= set(absorbed)
+    assert list(node.input) == ["Q", "K", "V"]
+    assert (attributes(node)["q_num_heads"], attributes(node)["kv_num_heads"]) == (4, 2)
+    assert "Expand" not in {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_heads_repeated_in_another_order_stay(core):
+    """0, 1, 0, 1 instead of 0, 0, 1, 1."""
+    _, node, absorbed = check(repeated(core, axis="i1"))
+    assert "gqa" not in absorbed
+    assert list(node.input) != ["Q", "K", "V"]
+
+
+CACHE = """
+    Kc = Concat <axis = 2> (pastK, Kh)
+    Vc = Concat <axis = -2> (pastV, Vh)
+"""
+PAST = f", float[B, {HEADS}, P, {SIZE}] pastK, float[B, {HEADS}, P, {SIZE}] pastV"
+PRESENT = f", float[B, {HEADS}, L, {SIZE}] Kc, float[B, {HEADS}, L, {SIZE}] Vc"
+
+
+@pytest.mark.parametrize("back", [BACK, RESHAPED_BACK.replace("Shape (Vh)", "Shape (Vc)")], ids=["eager", "sdpa"])
+@pytest.mark.parametrize("core", CORES)
+def test_cache(core, back):
+    text, opset = CORES[core]
+    body = split("Q", "K", "V") + CACHE + text.format(q="Qh", k="Kc", v="Vc") + back
+    rewritten, node, absorbed = check(build(body, PAST, PRESENT, opset=opset))
+    assert {"past", "bshd"} <= set(absorbed)
+    assert list(node.input) == ["Q", "K", "V", "", "pastK", "pastV"]
+    assert list(node.output) == ["Y", "Kc", "Vc"]
+    assert "Concat" not in {n.op_type for n in rewritten.graph.node}
+
+
+def test_cache_of_fewer_heads():
+    """Only what is repeated for the product is repeated; the cache holds each key head once."""
+    repeat = "".join(
+        REPEAT.format(x=x, axis="i2", wide="wide")
+        .replace(f"Shape ({x}h)", f"Shape ({x}c)")
+        .replace(f"Unsqueeze ({x}h", f"Unsqueeze ({x}c")
+        for x in ("K", "V")
+    )
+    body = split("Q", "K", "V") + GROUPS + CACHE + repeat + SOFTMAX.format(q="Qh", k="Kr", v="Vr") + BACK
+    model = build(body, PAST.replace("B, 4", "B, 2"), PRESENT.replace("B, 4", "B, 2"), kv_width=WIDTH // 2)
+    _, node, absorbed = check(model)
+    assert {"gqa", "past", "bshd"} <= set(absorbed)
+    assert list(node.output) == ["Y", "Kc", "Vc"]
+
+
+NO_PAST = {
+    # A query may attend as many keys as its place says; with a past it would be that many more.
+    "causal": ("O = Attention <scale = 0.5, is_causal = 1> (Qh, Kc, Vc)\n", PRESENT),
+    "not an output": (ATTENTION.format(q="Qh", k="Kc", v="Vc"), ""),
+    # What the mask is made from would have to be there before the attention.
+    "length of the cache in the mask": (
+        "long = Shape (Kc)\n keys = Gather (long, i2)\n all = Concat <axis = 0> (Qt, keys)\n"
+        "some = Expand (root, all)\n"
+        "O = Attention <scale = 0.5> (Qh, Kc, Vc, some)\n",
+        PRESENT,
+    ),
+    "read by others": (ATTENTION.format(q="Qh", k="Kc", v="Vc") + "Z = Neg (Kc)\n", PRESENT + ", float[B, 4, L, 16] Z"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PAST)
+def test_cache_stays(name):
+    core, outputs = NO_PAST[name]
+    _, node, absorbed = check(build(split("Q", "K", "V") + CACHE + core + BACK, PAST, outputs, opset=23))
+    assert "past" not in absorbed
+    assert len(node.output) == 1
+
+
+def test_operator_with_a_cache_of_its_own():
+    """The inputs are packed around the past that the standard operator has; its present ones keep their meaning."""
+    core = "O, presentK, presentV = Attention <scale = 0.5, is_causal = 1> (Qh, Kh, Vh, , pastK, pastV)\n"
+    outputs = PRESENT.replace("Kc", "presentK").replace("Vc", "presentV")
+    _, node, absorbed = check(build(split("Q", "K", "V") + core + BACK, PAST, outputs, opset=23))
+    assert {"past", "bshd"} <= set(absorbed)
+    assert list(node.input) == ["Q", "K", "V", "", "pastK", "pastV"]
+
+
+def test_scaled_keys_of_a_cache_keep_their_factor():
+    """A present key is an output: what scales the keys may not go into the scale of the scores."""
+    core = "k = Mul (Kh, root)\n O, presentK, presentV = Attention <scale = 0.5> (Qh, k, Vh, , pastK, pastV)\n"
+    outputs = PRESENT.replace("Kc", "presentK").replace("Vc", "presentV")
+    rewritten, node, _ = check(build(split("Q", "K", "V") + core + BACK, PAST, outputs, opset=23))
+    assert attributes(node)["scale"] == 0.5
+    assert "Mul" in {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize("scale", ["", "<scale = 0.5>"])
+def test_factors_in_front_of_the_operator(scale):
+    """The standard operator's scale takes a factor of Q and of K, also where it is the default 1/sqrt(D)."""
+    body = split("Q", "K", "V") + f"q = Mul (Qh, root)\n k = Mul (Kh, root)\n O = Attention {scale} (q, k, Vh)\n" + BACK
+    _, node, absorbed = check(build(body, opset=23))
+    assert {"scale", "bshd"} <= set(absorbed)
+    assert attributes(node)["scale"] == (0.5 if scale else 0.25) * 0.25
+
+
+def test_boolean_mask_of_the_operator_that_excludes_everything():
+    """All false is not a mask of zeros: it attends nothing."""
+    model = build(split("Q", "K", "V") + "O = Attention (Qh, Kh, Vh, m)\n" + BACK, opset=23)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((5, 7), bool), "m"))
+    rewritten = intfa_onnx.rewrite(model).to_proto()
+    assert fused(rewritten)[0].input[3] == "m"

@@ -136,4 +136,4 @@ def test_absorbed(exported):
             assert {"k_transpose", "scale"} <= features
         # Rotary embedding stands between the heads' Transpose and the product, so Llama keeps four axes.
         assert ("bshd" in features) == (name != "llama")
-        assert ("gqa" in features) == (name == "llama" and exporter == "dynamo")
+        assert ("gqa" in features) == (name == "llama")

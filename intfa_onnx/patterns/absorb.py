@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.cache import absorb_cache
+from intfa_onnx.patterns.cache import absorb_cache, may_keep_cache
 from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.elements import operation
 from intfa_onnx.patterns.layout import absorb_layout
@@ -282,6 +282,16 @@ def _leading(view: View, x: Operand) -> tuple[Token | None, ...]:
     return None, None
 
 
+def _cache_and_layout(view: View, match: AttentionMatch) -> AttentionMatch:
+    """Absorb both; the layout alone where the graph uses the whole cache for something else as well."""
+    cached = absorb_cache(view, match)
+    if cached is not match:
+        both = absorb_layout(view, cached)
+        if may_keep_cache(both):
+            return both
+    return absorb_layout(view, match)
+
+
 _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
     _transposes_and_scales,
     _grouped_queries,
@@ -289,6 +299,5 @@ _STEPS: tuple[Callable[[View, AttentionMatch], AttentionMatch], ...] = (
     _bool_mask,
     _broadcast,
     _four_axes,
-    absorb_cache,
-    absorb_layout,
+    _cache_and_layout,
 )

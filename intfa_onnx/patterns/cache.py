@@ -5,7 +5,6 @@ The operator reads past and new keys where they lie and writes the present ones 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -18,7 +17,10 @@ _MAX_NODES = 300  # between a cache and the result of its attention there are so
 
 
 def absorb_cache(view: View, match: AttentionMatch) -> AttentionMatch:
-    """Give the two parts of K and V where the graph joins them along the keys and returns the whole as its output."""
+    """Give the two parts of K and V where the graph joins them along the keys and returns the whole as its output.
+
+    Whether the match may stay so is for ``may_keep_cache`` to say once its outputs are settled.
+    """
     key, value = match.inputs["K"], match.inputs["V"]
     if match.rank != 4 or "past_key" in match.inputs or any(match.states) or _limited(match):
         return match
@@ -28,8 +30,6 @@ def absorb_cache(view: View, match: AttentionMatch) -> AttentionMatch:
     if not key.is_graph_output() or not value.is_graph_output():
         return match
     inputs = {**match.inputs, "K": keys[1], "V": values[1], "past_key": keys[0], "past_value": values[0]}
-    if not _only_for_this(match, inputs, (key, value)):
-        return match
     return replace(match, inputs=inputs, states=(key, value), absorbed=(*match.absorbed, "past"))
 
 
@@ -52,13 +52,14 @@ def _parts(view: View, x: Operand) -> tuple[ir.Value, ir.Value] | None:
     return past, new
 
 
-def _only_for_this(match: AttentionMatch, inputs: Mapping[str, Operand], joined: tuple[ir.Value, ...]) -> bool:
+def may_keep_cache(match: AttentionMatch) -> bool:
     """Return whether all that reads the joined tensors is the attention and goes with it.
 
     They become outputs of the fused node: nothing that it reads may depend on them, and nothing may read them earlier.
     """
-    leaves = {v for x in inputs.values() for v in _leaves(x)} | set(joined)
-    ends, pending, seen = set(match.outputs), list(joined), set[ir.Value]()
+    joined = [state for state in match.states if state is not None]
+    leaves = {v for x in match.inputs.values() for v in _leaves(x)} | set(joined)
+    ends, pending, seen = set(match.outputs), joined.copy(), set[ir.Value]()
     while pending:
         value = pending.pop()
         if value in ends or value in seen:
