@@ -43,6 +43,7 @@ class Case:
         attentions: how many there are in truth, counted by hand.
         outputs: names; None leaves them to the exporter.
         peer: model type, heads and hidden size, which ONNX Runtime's optimizer asks its user for.
+        unquantized: what a quantized model was made from, for the same inputs.
     """
 
     model: nn.Module | onnx.ModelProto
@@ -52,6 +53,7 @@ class Case:
     outputs: list[str] | None = None
     peer: tuple[str, int, int] = ("bert", 0, 0)
     dtype: torch.dtype = torch.float32
+    unquantized: onnx.ModelProto | None = None
 
     def feed(self, sizes: dict[str, int], style: MaskStyle = "right-padded", seed: int = 0) -> dict[str, np.ndarray]:
         """Return one array for each input."""

@@ -41,14 +41,17 @@ def _through(model: onnx.ModelProto, tool: Callable[[Path, Path], Any]) -> onnx.
 # ---- ONNX Runtime's quantization ----
 
 
+def _quantized(case: Case, tool: Callable[[Path, Path], Any]) -> Case:
+    model = _exported(case)
+    return replace(case, model=_through(model, tool), unquantized=model)
+
+
 @define("derived", ONE)
 def dynamic_quantized(_: str) -> Case:
     """Projections as MatMulInteger, as ``quantize_dynamic`` does it; attention stays in float."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    case = base.bert("eager")
-    model = _through(_exported(case), lambda a, b: quantize_dynamic(a, b, weight_type=QuantType.QInt8))
-    return replace(case, model=model)
+    return _quantized(base.bert("eager"), lambda a, b: quantize_dynamic(a, b, weight_type=QuantType.QInt8))
 
 
 @define("derived", ONE)
@@ -65,8 +68,7 @@ def dynamic_quantized_products(_: str) -> Case:
             extra_options={"MatMulConstBOnly": False},
         )
 
-    case = base.bert("eager")
-    return replace(case, model=_through(_exported(case), tool))
+    return _quantized(base.bert("eager"), tool)
 
 
 class _Samples:
@@ -93,7 +95,7 @@ def _static_quantized(case: Case, **options: Any) -> Case:
             **options,
         )
 
-    return replace(case, model=_through(_exported(case), tool))
+    return _quantized(case, tool)
 
 
 @define("derived", ONE)

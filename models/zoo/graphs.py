@@ -80,7 +80,11 @@ def qdq(_: str) -> Case:
     model = _parse(body)
     for name, zero in (("z", np.int8(0)), ("pz", np.uint8(0))):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(zero), name))
-    return Case(model, _QKV, dict(_SIZES), 1)
+    plain = """{
+        root = Constant <value = float {0.25}> () kt = Transpose <perm = [0, 1, 3, 2]> (k)
+        s0 = MatMul (q, kt) s1 = Mul (s0, root) p = Softmax <axis = -1> (s1) y = MatMul (p, v)
+    }"""
+    return Case(model, _QKV, dict(_SIZES), 1, unquantized=_parse(plain))
 
 
 @define("graph", ONE)

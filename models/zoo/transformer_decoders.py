@@ -10,7 +10,7 @@ import transformers as t
 from zoo.case import Call, Case, Input, define, prepare
 from zoo.transformer_models import _BERT, _LLAMA, _SPECIAL, _TEXT, _TOKENS, HEADS, HIDDEN, LAYERS, _decoder
 
-_EXPERTS: dict[str, Any] = {**_LLAMA, "num_experts_per_tok": 1}
+_EXPERTS: dict[str, Any] = {**_LLAMA, "num_experts_per_tok": 1, "experts_implementation": "batched_mm"}
 
 
 @define("decoder", ("eager",))
