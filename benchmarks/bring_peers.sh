@@ -28,17 +28,18 @@ INTFA_CACHE_DIR=$PWD/.peers/cache cmake -S . -B "$scratch/build" -DINTFA_CUDA=OF
 install() { "$python" -m pip install --quiet --no-deps --no-compile --upgrade --target .peers/python "$@"; }
 install sageattention==1.0.6 || skipped "sageattention, a peer of the benchmark"
 
-# pycuda is compiled here. It links libcuda.so, which only a driver brings: an empty one will do, the real one is there at run time.
-# curand is left out because nothing here uses it.
+# pycuda is compiled here. It links libcuda.so, which only a driver brings: one of a single function will do (without any, the
+# linker drops it), the real one is there at run time. curand is left out because nothing here uses it.
 cuda=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' || true) # where the compiler's headers are, wherever nvcc itself is
-g++ -shared -x c++ /dev/null -o "$scratch/libcuda.so" -Wl,-soname,libcuda.so.1
+echo 'extern "C" int cuInit(unsigned) { return 100; }' | g++ -shared -fPIC -x c++ - -o "$scratch/libcuda.so" -Wl,-soname,libcuda.so.1
 cat >"$scratch/.aksetup-defaults.py" <<EOF
 CUDA_ENABLE_CURAND = False
 CUDA_INC_DIR = ["$cuda/include"]
 CUDADRV_LIB_DIR = ["$scratch"]
 EOF
-HOME=$scratch install --no-binary=pycuda pycuda pytools siphash24 platformdirs mako markupsafe >"$scratch/pycuda.log" 2>&1 ||
-  { grep -m 3 'error:' "$scratch/pycuda.log" >&2; skipped "pycuda: the tests marked gpu need it"; }
+{ HOME=$scratch install --no-binary=pycuda pycuda pytools siphash24 platformdirs mako markupsafe >"$scratch/pycuda.log" 2>&1 &&
+  readelf -d .peers/python/pycuda/_driver*.so | grep -q 'NEEDED.*libcuda.so.1'; } ||
+  { grep -m 3 'error:' "$scratch/pycuda.log" >&2 || true; skipped "pycuda: the tests marked gpu need it"; }
 find .peers/python -name '*.so' -exec strip --strip-unneeded {} + # 17 MB of pycuda's 19
 
 { "$python" -m pip download --quiet --no-deps --only-binary=:all: -d "$scratch" "onnxruntime-gpu==$ort_version" &&

@@ -76,7 +76,7 @@ for name in ("torch", "triton", "pycuda", "onnxruntime", "sageattention"):  # to
         absent.append(f"no {name} ({error})")
     else:
         cuda = "CUDAExecutionProvider" in getattr(module, "get_available_providers", list)()
-        found.append(name + " " + str(getattr(module, "__version__", "")) + (" with CUDA" if cuda else ""))
+        found.append(" ".join([name, *filter(None, [str(getattr(module, "__version__", "")), "with CUDA" * cuda])]))
 print("; ".join(found + absent))
 exit(not os.environ["dry_run"] and any(line.startswith(("no torch", "no pycuda")) for line in absent))'
 }
@@ -96,9 +96,7 @@ bench() {  # bench NAME OPTION...: in a dry run the candidates of one small prob
   "$python" -m intfa_onnx.cli bench op --device cuda --rounds 9 --output "$out/$name.json" "$@"
 }
 scale() {
-  local part=operator
-  [ -n "$dry_run" ] && part=start
-  "$python" -m intfa_onnx.cli bench scale --device cuda --only $part --json >"$out/scale_cuda.json.part" &&
+  "$python" -m intfa_onnx.cli bench scale --device cuda --only operator --json >"$out/scale_cuda.json.part" &&
     mv "$out/scale_cuda.json.part" "$out/scale_cuda.json"
 }
 export python out architecture dry_run

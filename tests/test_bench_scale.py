@@ -24,7 +24,7 @@ def test_the_operator_over_each_size(tmp_path) -> None:
     operator = measure_operator(CPU_PEERS, Machine(), small)
     lines = plot.seconds_lines(operator["heads"], "num_heads")
     assert {name: [size for size, _ in points] for name, points in lines.items()}[OURS] == [1, 2]
-    assert {"ort unfused"} <= set(lines) <= {OURS, "ort unfused", "torch sdpa f32"}
+    assert {"ort MultiHeadAttention"} <= set(lines) <= {OURS, "ort MultiHeadAttention", "torch sdpa f32"}
 
 
 def test_the_decoder_is_a_model_that_runs(tmp_path) -> None:
