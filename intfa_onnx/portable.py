@@ -103,8 +103,8 @@ def _is_bool(view: View, mask: ir.Value) -> bool:
 
 
 def _function(config: Configuration, opset: int, overload: str) -> ir.Function:
-    if opset < 13:
-        raise UnsupportedError(f"portable needs opset 13 or later (found {opset}). Export with a newer opset_version")
+    if opset < 11:
+        raise UnsupportedError(f"portable needs opset 11 or later (found {opset}). Export with a newer opset_version")
     last = max(op_schema.INPUTS.index(n) for n in config.inputs)
     parameters = {n: ir.Value(name=n) for n in op_schema.INPUTS[: last + 1]}
     operands = _body({n: parameters[n] for n in config.inputs}, config)[: config.num_outputs]
@@ -180,11 +180,11 @@ def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_
     if nonpad is not None:
         limits.append(Call("Less", (columns, nonpad)))
     if c.is_causal:
-        limits.append(Call("LessOrEqual", (columns, position)))
+        limits.append(_not_greater(columns, position))
     if c.window_left >= 0:
-        limits.append(Call("GreaterOrEqual", (columns, Call("Sub", (position, _i(c.window_left))))))
+        limits.append(_not_greater(Call("Sub", (position, _i(c.window_left))), columns))
     if c.window_right >= 0:
-        limits.append(Call("LessOrEqual", (columns, Call("Add", (position, _i(c.window_right))))))
+        limits.append(_not_greater(columns, Call("Add", (position, _i(c.window_right)))))
     return limits
 
 
@@ -194,7 +194,7 @@ def _lengthen(mask: Operand, seqlen_kv: Operand) -> tuple[Operand, Operand]:
     length = slice_of(Call("Shape", (mask,)), -1, None)
     broadcast = Call("Equal", (length, _i([1])))
     last = Call("Sub", (length, _i([1])))
-    covered = Call("LessOrEqual", (columns, Call("Where", (broadcast, seqlen_kv, last))))
+    covered = _not_greater(columns, Call("Where", (broadcast, seqlen_kv, last)))
     return Call("Gather", (mask, Call("Min", (columns, last))), {"axis": -1}), covered
 
 
@@ -218,6 +218,11 @@ def _size(x: Operand, axis: int) -> Operand:
 
 def _scalar(x: Operand) -> Operand:
     return Call("Squeeze", (x,), {"axes": [0]})
+
+
+def _not_greater(a: Operand, b: Operand) -> Operand:
+    """a <= b; LessOrEqual came with opset 12."""
+    return Call("Not", (Call("Greater", (a, b)),))
 
 
 def _float(x: Operand) -> Operand:

@@ -18,12 +18,14 @@ from intfa_onnx.patterns.match import (
     Operand,
     float_dtype,
     join,
+    node_name,
     required,
     shape_slice,
     slice_of,
     transpose,
 )
 from intfa_onnx.patterns.products import Product, pv_product, qk_product
+from intfa_onnx.patterns.rows import check_same_rows
 from intfa_onnx.patterns.scores import read_scores
 from intfa_onnx.patterns.view import View, int_attribute
 from intfa_onnx.patterns.walk import check_readers, check_row_guards, values_on_path, walk_down, walk_up
@@ -55,9 +57,11 @@ def match_core(
     pv = pv_product(view, down.node, down.side)
     dtype = float_dtype(view.dtype(qk.first))
     meaning = read_scores(view, qk_node, path_up, _scores_shape(qk))
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if meaning.may_exclude and not down.guarded:
-        notes = ("a row with every key masked gives 0 where the original gives NaN",)
+        notes.append("a row with every key masked gives 0 where the original gives NaN")
+    for what, node in (*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)):
+        notes.append(f"the operator's own quantization takes the place of that of the {what} ('{node_name(node)}')")
     q: Operand = transpose(qk.first, qk.first_perm)
     for op, value in meaning.row_scale:
         q = Call(op, (q, value))
@@ -66,8 +70,10 @@ def match_core(
     result: Operand = RESULT
     if down.factor != 1.0:
         result = Call("Mul", (result, Const(np.array(down.factor, dtype.numpy()))))
-    if view.dims.of(pv.first) != view.dims.of(qk_node.outputs[0]) and (down.reshaped or meaning.shape is not None):
-        _check_same_rows(view, qk_node.outputs[0], pv.first)
+    reshaped = down.reshaped or meaning.shape is not None
+    if reshaped:
+        check_same_rows(view, values_on_path(qk_node, path_up), down.values)
+    if reshaped and view.dims.of(pv.first) != view.dims.of(qk_node.outputs[0]):
         # The products work on different leading axes: V comes to those of Q, and the result goes back to those of V.
         original = v
         v = Call("Reshape", (v, join(shape_slice(q, 0, -2), shape_slice(v, -2, None))))
@@ -95,15 +101,8 @@ def match_core(
         num_heads=view.dim(qk.first, qk.first_perm[1]) if qk.rank == 4 else None,
         kv_num_heads=view.dim(qk.second, qk.second_perm[1]) if qk.rank == 4 else None,
         absorbed=(("mask",) if meaning.mask is not None else ()) + (("softcap",) if meaning.softcap else ()),
-        notes=notes,
+        notes=tuple(notes),
     )
-
-
-def _check_same_rows(view: View, scores: ir.Value, probs: ir.Value) -> None:
-    """Check that P, reshaped, still has one row per query and one column per key."""
-    before, after = view.dims.of(scores), view.dims.of(probs)
-    if before is None or after is None or before[-2:] != after[-2:]:
-        raise NoMatch("the probabilities are reshaped, and their last two axes are not provably those of Q K^T")
 
 
 def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[ir.Value, ir.DataType | None]:

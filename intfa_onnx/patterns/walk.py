@@ -26,11 +26,13 @@ class Down:
     factor: float = 1.0
     reshaped: bool = False
     row_guards: tuple[ir.Value, ...] = ()  # rows where all of this is -inf are replaced by 0
+    quantized: tuple[ir.Node, ...] = ()  # each QuantizeLinear, which a DequantizeLinear undoes
 
 
 def walk_down(view: View, probs: ir.Value) -> Down:
     value, guarded, reshaped, factor, passed = probs, False, False, 1.0, []
     row_guards: tuple[ir.Value, ...] = ()
+    quantized: tuple[ir.Node, ...] = ()
     for _ in range(_MAX_STEPS):
         passed.append(value)
         if value.is_graph_output():
@@ -43,11 +45,14 @@ def walk_down(view: View, probs: ir.Value) -> Down:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
         if node.op_type in ("MatMul", "Einsum"):
-            return Down(node, index, passed, guarded or bool(row_guards), factor, reshaped, row_guards)
+            return Down(node, index, passed, guarded or bool(row_guards), factor, reshaped, row_guards, quantized)
         if node.op_type in SAME_VALUE or (node.op_type == "Dropout" and is_idle_dropout(view, node)):
             pass
         elif node.op_type in SAME_ELEMENTS:
             reshaped = True
+        elif index == 0 and (undone := dequantized(view, node)) is not None:
+            value, quantized = undone, (*quantized, node)
+            continue
         elif (masked := _row_guard(view, node, index)) is not None:
             row_guards = (*row_guards, masked)
         elif (
@@ -99,6 +104,18 @@ def is_idle_dropout(view: View, node: ir.Node) -> bool:
     training = node.inputs[2] if len(node.inputs) > 2 else None
     mask_used = len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output())
     return not mask_used and (training is None or view.scalar(training) == 0)
+
+
+def dequantized(view: View, node: ir.Node) -> ir.Value | None:
+    """Return x rounded to 8 bits where ``node`` quantizes x by one scale and one DequantizeLinear undoes it."""
+    if node.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output():
+        return None
+    readers = view.readers(node.outputs[0])
+    if len(readers) != 1 or readers[0][0].op_type != "DequantizeLinear":
+        return None
+    there, back = (tuple(view.scalar(i) for i in n.inputs[1:]) for n in (node, readers[0][0]))
+    of_8_bits = view.dtype(node.outputs[0]) in (ir.DataType.INT8, ir.DataType.UINT8)
+    return readers[0][0].outputs[0] if there == back and None not in there and of_8_bits else None
 
 
 # A step of the way up from softmax: the node, and the input by which the scores enter it.
@@ -158,6 +175,7 @@ def check_readers(view: View, scores: ir.Value, expected: set[ir.Node]) -> None:
 # Which inputs the scores may come through, in order of preference.
 _SCORE_INPUTS = {
     **dict.fromkeys((*SAME_VALUE, *SAME_ELEMENTS, "Dropout", "Tanh", "Transpose", "Clip"), (0,)),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (0,)),
     **dict.fromkeys(("Mul", "Add", "Max", "Min"), (0, 1)),
     **dict.fromkeys(("Div", "Sub"), (0,)),
     "Where": (1, 2),
