@@ -85,14 +85,14 @@ TRIANGLE = (
 
 
 def build(
-    mask: str, attention: str, *, fill: float = -3.4028235e38, opset: int = 18, inputs: str = ""
+    mask: str, attention: str, *, fill: float = -3.4028235e38, opset: int = 18, inputs: str = "", outputs: str = ""
 ) -> onnx.ModelProto:
     constants = "\n".join(f"{name} = Constant <value = {value}> ()" for name, value in INTEGERS.items())
     tensors = {"Q": "4, S", "PK": "2, Past", "PV": "2, Past", "NK": "2, S", "NV": "2, S"}
     given = ", ".join(f"float[B, {shape}, 16] {name}" for name, shape in tensors.items()) + ", int64[B, T] A" + inputs
     body = GRAPH.format(int_constants=constants, fill=fill, mask=mask, attention=attention)
     return onnx.parser.parse_model(
-        f'<ir_version: 9, opset_import: ["": {opset}]> g ({given}) => (float[B, 4, S, 16] Y) {{ {body} }}'
+        f'<ir_version: 9, opset_import: ["": {opset}]> g ({given}) => (float[B, 4, S, 16] Y{outputs}) {{ {body} }}'
     )
 
 
@@ -123,9 +123,9 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
     onnx.checker.check_model(rewritten, full_check=True)
     before, after = session(model), session(rewritten)
     for values in feeds(model):
-        [want], [got] = before.run(None, values), after.run(None, values)
-        # float32 in another order; scores reach some 20 nats, of which 1 ulp is 2e-6.
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=4e-6)
+        for got, want in zip(after.run(None, values), before.run(None, values), strict=True):
+            # float32 in another order; scores reach some 20 nats, of which 1 ulp is 2e-6.
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=4e-6)
     return rewritten
 
 
@@ -332,6 +332,28 @@ def test_two_attentions_share_what_is_left():
     assert first.input[3] == second.input[3]
     counts = {op: sum(n.op_type == op for n in rewritten.graph.node) for op in ("CumSum", "Greater", "Or", "Not")}
     assert counts == {"CumSum": 1, "Greater": 0, "Or": 0, "Not": 2}
+
+
+@pytest.mark.parametrize("attention", [ADDED, GUARDED], ids=["added", "guarded"])
+def test_cache_that_goes_out(attention):
+    """Present keys and values are outputs: rows without a key average the values of the past, too."""
+    model = build(
+        "C1 = LessOrEqual (k, q)\n C = And (C1, p)", attention, outputs=", float[B, 2, T, 16] K, float[B, 2, T, 16] V"
+    )
+    [node] = fused(check(model))
+    assert limits(node) == IS_CAUSAL
+
+
+@pytest.mark.parametrize("negated", [False, True])
+def test_tensorrt_gets_numbers(negated):
+    """TensorRT's plugins take no boolean mask: what is left becomes 0 and -inf."""
+    mask = "n = Not (p)\n m = Greater (k, q)\n o = Or (m, n)\n C = Not (o)" if negated else CAUSAL + "C = And (c, p)"
+    rewritten = intfa_onnx.rewrite(build(mask, ADDED), target="trt").to_proto()
+    onnx.checker.check_model(rewritten, full_check=True)
+    [node] = fused(rewritten)
+    made = {o: n for n in rewritten.graph.node for o in n.output}[node.input[3]]
+    assert made.op_type == "Where"
+    assert limits(node)["causal_alignment"] == b"lower_right"
 
 
 def test_padding_alone_is_made_small():
