@@ -47,6 +47,12 @@ BACK = """
     merged = Concat <axis = 0> (Qb, Qt, open)
     Y = Reshape (Ot, merged)
 """
+# As is written by hand: 0 keeps an axis.
+BY_HAND = """
+    Ot = Transpose <perm = [0, 2, 1, 3]> (O)
+    merged = Constant <value = int64[3] {0, 0, -1}> ()
+    Y = Reshape (Ot, merged)
+"""
 # TorchScript's scaled_dot_product_attention: the result is reshaped to the shape that it has, by sizes of Q, V and O.
 RESHAPED_BACK = """
     Os = Shape (O)
@@ -95,7 +101,7 @@ def feed(model: onnx.ModelProto, sizes: dict[str, int]) -> dict[str, np.ndarray]
 
 def check(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.NodeProto, tuple[str, ...]]:
     """Check on two sets of sizes that nothing changes; return the model, its fused node and what it absorbed."""
-    for sizes in ({"B": 2, "S": 5, "T": 7, "P": 3}, {"B": 3, "S": 4, "T": 4, "P": 6}):
+    for sizes in ({"B": 2, "S": 5, "T": 7, "U": 14, "P": 3}, {"B": 3, "S": 4, "T": 4, "U": 8, "P": 6}):
         rewritten = check_raise(model, values=feed(model, sizes))
     [node] = fused(rewritten)
     return rewritten, node, intfa_onnx.rewrite(model).attentions[0].absorbed
@@ -108,7 +114,9 @@ def split(*names: str) -> str:
 CORES = {"softmax": (SOFTMAX, 18), "Attention": (ATTENTION, 23)}
 
 
-@pytest.mark.parametrize("back", [BACK, RESHAPED_BACK], ids=["transposed", "reshaped and transposed"])
+@pytest.mark.parametrize(
+    "back", [BACK, BY_HAND, RESHAPED_BACK], ids=["transposed", "by hand", "reshaped and transposed"]
+)
 @pytest.mark.parametrize("core", CORES)
 def test_layout(core, back):
     """Q, K, V and Y go straight from and to the projections: nothing else is left of the attention."""
@@ -148,6 +156,16 @@ def test_layout_read_in_four_axes():
     assert list(node.input) == ["Q", "K", "V"]
 
 
+def test_heads_split_from_other_axes():
+    """V [B, 2T, 32] becomes [B, T, 4, 16]: it needs a Reshape, though it has three axes."""
+    body = split("Q", "K") + SPLIT.format(x="V").replace("Reshape (V,", "Reshape (W,")
+    body = "heads = Constant <value = int64[1] {4}> ()\n" + body.replace("Vt, open", "Vt, heads")
+    body += SOFTMAX.format(q="Qh", k="Kh", v="Vh") + BACK
+    _, node, absorbed = check(build(body, ", float[B, U, 32] W"))
+    assert "bshd" in absorbed
+    assert node.input[2] != "W"
+
+
 NOT_BACK = {
     # The same number of elements, but not a Transpose of the same axes.
     "heads and queries exchanged by a Reshape": """
@@ -178,14 +196,11 @@ def test_other_layouts_stay(name):
     assert "bshd" not in check(build(body))[2]
 
 
-def test_result_merged_in_another_way():
-    """[B, S, H, D] reshaped to [B, S*H, D]: packed, but with the graph's own Reshape."""
-    back = """
-        Ot = Transpose <perm = [0, 2, 1, 3]> (O)
-        merged = Concat <axis = 0> (Qb, open, size)
-        Y = Reshape (Ot, merged)
-    """
-    model = build(split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + back, y=f"float[B, R, {SIZE}] Y")
+@pytest.mark.parametrize("shape", ["Concat <axis = 0> (Qb, open, size)", "Constant <value = int64[3] {0, -1, 0}> ()"])
+def test_result_merged_in_another_way(shape):
+    """[B, S, H, D] reshaped to [B, S*H, D], or to [B, S*D, H]: packed, but with the graph's own Reshape."""
+    back = f"Ot = Transpose <perm = [0, 2, 1, 3]> (O)\n merged = {shape}\n Y = Reshape (Ot, merged)"
+    model = build(split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + back, y="float[B, R, C] Y")
     assert "bshd" in check(model)[2]
 
 

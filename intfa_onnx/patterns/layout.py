@@ -117,11 +117,12 @@ class _Sizes:
         sizes = self._view.dims.content(node.inputs[1])
         if sizes is None or len(sizes) != len(wanted):
             return False
-        zero_copies = not int_attribute(node, "allowzero", 0)
+        keeps = (
+            0 if int_attribute(node, "allowzero", 0) else 4 if len(wanted) == 4 else 2
+        )  # axes that 0 leaves as wanted
         open_axes = [a for a, size in enumerate(sizes) if size == -1]
-        # 0 takes the size that the input has on this axis: the batch is the same everywhere, the rest is not.
         fits = [
-            size == -1 or size in known or (size == 0 and zero_copies and axis == 0)
+            size == -1 or size in known or (size == 0 and axis < keeps)
             for axis, (size, known) in enumerate(zip(sizes, wanted, strict=True))
         ]
         return all(fits) and len(open_axes) <= 1
