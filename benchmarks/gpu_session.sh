@@ -27,6 +27,11 @@ export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin COLUMNS
 [ -d .peers/cache ] && export INTFA_CACHE_DIR=$PWD/.peers/cache
 [ -d .peers/python ] && PYTHONPATH=$PYTHONPATH:$PWD/.peers/python
 [ -f .peers/ort.tar.xz ] && PYTHONPATH=$PWD/build/gpu_peers:$PYTHONPATH # before the CPU build of ONNX Runtime that may be there
+# ONNX Runtime finds CUDA where torch's packages have it, also in a process that does not import torch.
+libraries=$("$python" -c '
+import glob, nvidia
+print(":".join(folder for path in nvidia.__path__ for folder in sorted(glob.glob(path + "/*/lib"))))' 2>/dev/null)
+export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 if [ -n "$dry_run" ]; then
   architecture=90a
@@ -115,7 +120,7 @@ if step build $((budget > 600 ? 1800 : 240)) build && step library 30 cuda_code;
   step op_d128 120 bench op_cuda_d128 "${lengths[@]}" --head-dim 128 --heads 16
   step kernels 90 gpu_tests -k "not ($wgmma or graph or streams)" $kernels
   step op_d64 90 bench op_cuda_d64 "${lengths[@]}" --head-dim 64 --heads 32
-  step decode 40 bench op_cuda_decode --decode --heads 32 --group 4 --head-dim 128 --batch 8 --seqlen 4096 --seqlen 32768
+  step decode 60 bench op_cuda_decode --decode --heads 32 --group 4 --head-dim 128 --batch 8 --seqlen 4096 --seqlen 32768
   step hosts 120 gpu_tests tests/test_gpu_ort.py tests/test_gpu_trt_plugin.py
   step op_llm 60 bench op_cuda_d128_llm "${lengths[@]}" --head-dim 128 --heads 16 --data llm --no-causal
   step scale 60 scale
