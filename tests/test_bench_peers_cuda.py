@@ -24,7 +24,9 @@ from intfa_onnx.bench.op import bench_problem  # noqa: E402
 from intfa_onnx.bench.problem import Problem  # noqa: E402
 
 STREAM = 0x5117
-PROBLEMS = [Problem(2, 4, 4, 48, 32, causal) for causal in (False, True)]
+PROBLEMS = [
+    Problem(2, 4, 4, 48, 32, causal, decode=decode) for causal, decode in ((False, False), (True, False), (False, True))
+]
 
 
 def sdpa(q: Any, k: Any, v: Any, causal: bool) -> Any:
