@@ -7,7 +7,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from attention_graphs import attributes, check_raise, fused
+from attention_graphs import attributes, check_raise, fused, run
 
 import intfa_onnx
 
@@ -144,6 +144,27 @@ def test_layout_of_scaled_q_and_k():
     assert {"bshd", "scale", "k_transpose"} <= set(absorbed)
     assert list(node.input) == ["Q", "K", "V"]
     assert attributes(node)["scale"] == 0.25
+
+
+def test_layout_of_a_result_that_is_cast_and_scaled():
+    """float16 Q, K, V, but softmax and the second product in float32: the Cast of the result is on the packed one."""
+    core = """
+        keys = Transpose <perm = [0, 1, 3, 2]> (Kh)
+        s = MatMul (Qh, keys)
+        S = Cast <to = 1> (s)
+        p = Softmax <axis = -1> (S)
+        P = Mul (p, root)
+        v = Cast <to = 1> (Vh)
+        O = MatMul (P, v)
+    """
+    model = build(split("Q", "K", "V") + core + BACK)
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    result = intfa_onnx.rewrite(model, portable=True)
+    assert "bshd" in result.attentions[0].absorbed
+    values = {name: x.astype(np.float16) for name, x in feed(model, {"B": 2, "S": 5, "T": 7}).items()}
+    # The original rounds Q K^T and the body Y to float16: 2^-11 relative.
+    np.testing.assert_allclose(run(result.to_proto(), values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
 
 
 def test_layout_read_in_four_axes():

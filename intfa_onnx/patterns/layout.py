@@ -24,15 +24,15 @@ def absorb_layout(view: View, match: AttentionMatch) -> AttentionMatch:
         return match
     q, k, v = (_packed(view, match.inputs[name]) for name in ("Q", "K", "V"))
     pv_out, result = next(iter(match.outputs.items()))
-    if q is None or k is None or v is None or k[1] != v[1] or result is not RESULT:
+    if q is None or k is None or v is None or k[1] != v[1] or not _is_elementwise(result):
         return match
     sizes = _Sizes(view, match, pv_out, q[1])
     passed, back = sizes.transpose_back(pv_out)
     if back is None:
         return match
     packed = sizes.merge_after(back)
-    bshd = Call("Reshape", (RESULT, Const(np.array([0, 0, q[1], match.head_dim_v], np.int64))))
-    outputs: dict[ir.Value, Operand] = {packed: RESULT} if packed is not None else {back: bshd}
+    bshd = Call("Reshape", (result, Const(np.array([0, 0, q[1], match.head_dim_v], np.int64))))
+    outputs: dict[ir.Value, Operand] = {packed: result} if packed is not None else {back: bshd}
     for value, axes in (*((p, _BSHD) for p in passed), *(((back, (0, 1, 2, 3)),) if packed is not None else ())):
         for node, _ in view.metadata_readers(value):
             if node.op_type != "Shape":
@@ -50,6 +50,15 @@ def absorb_layout(view: View, match: AttentionMatch) -> AttentionMatch:
         rank=3,
         absorbed=(*match.absorbed, "bshd"),
     )
+
+
+def _is_elementwise(result: Operand) -> bool:
+    """Return whether the result is cast or scaled only, which may as well be done to the packed one."""
+    while isinstance(result, Call):
+        if result.op_type != "Cast" and not (result.op_type == "Mul" and isinstance(result.inputs[1], Const)):
+            return False
+        result = result.inputs[0]
+    return result is RESULT
 
 
 def _packed(view: View, x: Operand) -> tuple[Operand, int] | None:
