@@ -1,9 +1,10 @@
 // PTX interpreter: runs what nvcc emitted, so it sees what the host SIMT cannot, the inline asm and its operands. A
 // warp executes its 32 lanes together; divergent lanes run lowest address first. It checks: global access against
 // registered regions, shared access against the block's size, alignment, warp collectives and barriers in divergent
-// code, and, by vector clocks per warp, whether every pair of conflicting shared accesses is ordered by barriers and
-// waits, whatever the schedule. Blind to: races between lanes of one warp (TSan on the host SIMT sees them),
-// global-memory races, ptxas, weak memory.
+// code; by vector clocks per warp, whether every pair of conflicting shared accesses is ordered by barriers and waits,
+// whatever the schedule; and whether blocks of one launch share global memory that one of them writes. Blind to: races
+// between lanes of one warp, and in global memory between warps of one block (TSan on the host SIMT sees both), ptxas,
+// weak memory.
 #pragma once
 
 #include <memory>

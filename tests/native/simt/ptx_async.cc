@@ -100,8 +100,7 @@ void bulk_copy(Warp& warp, const Instruction& i, LaneMask mask) {  // dst, src, 
       fail(warp, i, "addresses and size must be multiples of 16");
     const size_t offset = dst - kSharedWindow;
     if (dst < kSharedWindow || offset + bytes > machine.shared_bytes) fail(warp, i, "target out of bounds");
-    global_pointer(warp, i, src, 16);
-    global_pointer(warp, i, src + bytes - 16, 16);
+    for (uint32_t at = 0; at < bytes; at += 16) global_pointer(warp, i, src + at, 16, /*is_write=*/false);
     if (const char* wrong = async.race.copy_write(warp.id, offset, bytes, barrier.index, barrier.phases + 1))
       fail(warp, i, wrong);
     statistics().async_copies += bytes / 16;

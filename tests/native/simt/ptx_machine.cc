@@ -33,6 +33,7 @@ uint32_t special_register(const std::string& name, const Machine& machine, const
 void start_block(Machine& machine, const LaunchRequest& request, dim3 index) {
   const Kernel& kernel = *machine.kernel;
   machine.index = index;
+  machine.block++;
   for (size_t i = 0; i < machine.shared_bytes; i++) machine.shared[i] = static_cast<unsigned char>(0xC5 ^ (i * 7));
   machine.races.start(int(machine.warps.size()), machine.shared_bytes, kernel.shared_granule);
   machine.async =
@@ -282,13 +283,17 @@ unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32
   return &machine.shared[offset];
 }
 
-char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t address, size_t bytes) {
+char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t address, size_t bytes, bool is_write) {
   if (address % bytes != 0) fail(warp, instruction, "misaligned global access");
-  for (const Region& region : warp.machine->regions) {
+  Machine& machine = *warp.machine;
+  const bool inside = std::any_of(machine.regions.begin(), machine.regions.end(), [&](const Region& region) {
     const uint64_t begin = reinterpret_cast<uint64_t>(region.address);
-    if (address >= begin && address + bytes <= begin + region.bytes) return reinterpret_cast<char*>(address);
-  }
-  fail(warp, instruction, "global access out of bounds");
+    return address >= begin && address + bytes <= begin + region.bytes;
+  });
+  if (!inside) fail(warp, instruction, "global access out of bounds");
+  if (const char* race = machine.global_races.access(machine.block, address, bytes, is_write))
+    fail(warp, instruction, race);
+  return reinterpret_cast<char*>(address);
 }
 
 void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads) {

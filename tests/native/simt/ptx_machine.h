@@ -11,6 +11,7 @@
 
 #include "async_engines.h"
 #include "ptx.h"
+#include "ptx_global_race.h"
 #include "ptx_program.h"
 #include "ptx_race.h"
 #include "simt.h"
@@ -99,12 +100,14 @@ struct Machine {
   Config config;
   uint64_t random_state = 1;
   dim3 index;
+  int32_t block = -1;  // number of the block in the grid
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   size_t shared_bytes = 0;
   std::vector<char> parameters;
   std::vector<Region> regions;
   RaceCheck races;
+  GlobalRaceCheck global_races;
   std::unique_ptr<AsyncUnits> async;  // then its race check is used
   Barrier barriers[16];
 };
@@ -113,10 +116,10 @@ struct Machine {
 
 uint64_t next_random(Machine& machine);
 
-// Checked addresses: in bounds and aligned to `bytes`; shared accesses also go through the race check.
+// Checked addresses: in bounds, aligned to `bytes`, and no race.
 unsigned char* shared_pointer(Warp& warp, const Instruction& instruction, uint32_t address, uint32_t bytes,
                               Access access);
-char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t address, size_t bytes);
+char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t address, size_t bytes, bool is_write);
 
 // Lets one bulk copy land; false if there is none.
 bool advance_copies(Machine& machine);

@@ -17,7 +17,8 @@ char* element_pointer(Warp& warp, const Instruction& i, int address_operand, int
     const uint32_t address = warp.lanes<uint32_t>(i.operand[address_operand])[lane] + uint32_t(i.offset);
     return reinterpret_cast<char*>(shared_pointer(warp, i, address, uint32_t(kBytes), kAccess));
   } else {
-    return global_pointer(warp, i, warp.lanes<uint64_t>(i.operand[address_operand])[lane] + uint64_t(i.offset), kBytes);
+    const uint64_t address = warp.lanes<uint64_t>(i.operand[address_operand])[lane] + uint64_t(i.offset);
+    return global_pointer(warp, i, address, kBytes, kAccess == Access::kWrite);
   }
 }
 
@@ -132,7 +133,8 @@ void copy_async(Warp& warp, const Instruction& i, LaneMask mask) {
     const uint32_t bytes = size ? size[lane] : 16;
     if (bytes > 16) fail(warp, i, "cp.async source size above 16");
     if (src[lane] % 16 != 0) fail(warp, i, "misaligned cp.async source");
-    if (bytes > 0) global_pointer(warp, i, src[lane], 1), global_pointer(warp, i, src[lane] + bytes - 1, 1);
+    const uint32_t unit = bytes == 16 ? 16 : 1;
+    for (uint32_t at = 0; at < bytes; at += unit) global_pointer(warp, i, src[lane] + at, unit, /*is_write=*/false);
     unsigned char* p = shared_pointer(warp, i, dst[lane], 16, Access::kCopyIssue);
     statistics().async_copies++;
     PendingCopy copy{dst[lane], reinterpret_cast<const char*>(src[lane]), bytes, false};

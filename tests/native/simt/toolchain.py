@@ -50,6 +50,7 @@ _RUNTIME = [
     "ptx_parser.cc",
     "ptx_machine.cc",
     "ptx_race.cc",
+    "ptx_global_race.cc",
     "ptx_async.cc",
     "c_api.cc",
 ]
