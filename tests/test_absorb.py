@@ -177,6 +177,49 @@ def test_layout_read_in_four_axes():
     assert list(node.input) == ["Q", "K", "V"]
 
 
+PARTS = {
+    "Split": "ones = Constant <value = int64[3] {1, 1, 1}> ()\n a, b, c = Split <axis = 0> (W5t, ones)\n",
+    "Slice": "a = Slice (W5t, i0, i1, i0)\n b = Slice (W5t, i1, i2, i0)\n c = Slice (W5t, i2, i3, i0)\n",
+}
+
+
+def one_projection(parts: str, core: str, perm: str) -> onnx.ModelProto:
+    text, opset = CORES[core]
+    body = f"""
+        Qs = Shape (Q)
+        Qb = Gather (Qs, i0)
+        Qt = Gather (Qs, i1)
+        three = Constant <value = int64[3] {{3, 4, 16}}> ()
+        W5s = Concat <axis = 0> (Qb, Qt, three)
+        W5 = Reshape (W, W5s)
+        W5t = Transpose <perm = {perm}> (W5)
+        {PARTS[parts]}
+        q = Squeeze (a, i0)
+        k = Squeeze (b, i0)
+        v = Squeeze (c, i0)
+    """
+    return build(body + text.format(q="q", k="k", v="v") + BACK, ", float[B, S, 192] W", opset=opset)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("core", CORES)
+def test_parts_of_one_projection(parts, core):
+    """[B, S, 3*H*D] transposed to [3, B, H, S, D] and taken apart, as vision transformers do: it is sliced instead."""
+    rewritten, node, absorbed = check(one_projection(parts, core, "[2, 0, 3, 1, 4]"))
+    assert "bshd" in absorbed
+    assert "Transpose" not in {n.op_type for n in rewritten.graph.node}
+    assert list(node.output) == ["Y"]
+
+
+def test_parts_of_one_projection_in_another_order_stay():
+    """[3, B, H, S, D] from [B, S, 3, D, H]."""
+    model = one_projection("Split", "softmax", "[2, 0, 4, 1, 3]")
+    model = onnx.parser.parse_model(onnx.printer.to_text(model).replace("{3,4,16}", "{3,16,4}"))
+    for index, node in enumerate(model.graph.node):
+        node.name = f"/{node.op_type}_{index}"
+    assert "bshd" not in check(model)[2]
+
+
 def test_heads_split_from_other_axes():
     """V [B, 2T, 32] becomes [B, T, 4, 16]: it needs a Reshape, though it has three axes."""
     body = split("Q", "K") + SPLIT.format(x="V").replace("Reshape (V,", "Reshape (W,")
@@ -223,6 +266,17 @@ def test_result_merged_in_another_way(shape):
     back = f"Ot = Transpose <perm = [0, 2, 1, 3]> (O)\n merged = {shape}\n Y = Reshape (Ot, merged)"
     model = build(split("Q", "K", "V") + SOFTMAX.format(q="Qh", k="Kh", v="Vh") + back, y="float[B, R, C] Y")
     assert "bshd" in check(model)[2]
+
+
+def test_einsum_that_gives_the_result_transposed():
+    """Y comes as [B, S, H, D] from the product: the Transpose after it leads away from that."""
+    body = """
+        s = Einsum <equation = "bhid,bhjd->bhij"> (Qh, Kh)
+        P = Softmax <axis = -1> (s)
+        O = Einsum <equation = "bhij,bhjd->bihd"> (P, Vh)
+        Y = Transpose <perm = [0, 2, 1, 3]> (O)
+    """
+    assert "bshd" not in check(build(split("Q", "K", "V") + body, y=f"float[B, {HEADS}, S, {SIZE}] Y"))[2]
 
 
 # As TorchScript repeats key heads: -1 in the shape of Expand would mean 1, and is looked for at run time.

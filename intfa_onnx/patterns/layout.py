@@ -16,6 +16,7 @@ from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Opera
 from intfa_onnx.patterns.view import View, int_attribute
 
 _BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
+_PARTS_FIRST = (2, 0, 3, 1, 4)  # from [B, S, 3, H, D] to [3, B, H, S, D]
 
 
 def absorb_layout(view: View, match: AttentionMatch) -> AttentionMatch:
@@ -62,7 +63,9 @@ def _is_elementwise(result: Operand) -> bool:
 
 
 def _packed(view: View, x: Operand) -> tuple[Operand, int] | None:
-    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D]."""
+    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D], or a part of one of [B, S, 3, H, D]."""
+    if (part := _part_of_projection(view, x)) is not None:
+        return part
     call = operation(x)
     if call is None or call.op_type != "Transpose" or tuple(call.attributes.get("perm", ())) != _BSHD:
         return None
@@ -79,6 +82,46 @@ def _packed(view: View, x: Operand) -> tuple[Operand, int] | None:
         same = before[:2] == after[:2]
         return (source if same else merged), heads
     return merged, heads
+
+
+def _part_of_projection(view: View, x: Operand) -> tuple[Operand, int] | None:
+    """Return [B, S, H*D] and H for one of Q, K, V that one projection [B, S, 3*H*D] gives, transposed as a whole."""
+    squeeze = x.producer() if isinstance(x, ir.Value) else None
+    if squeeze is None or squeeze.op_type != "Squeeze" or view.axes(squeeze) not in ([0], [-5]):
+        return None
+    taken = squeeze.inputs[0]
+    node = taken.producer() if taken is not None else None
+    if taken is None or node is None or view.rank(taken) != 5:
+        return None
+    index = _index_of_part(view, node, taken)
+    transposed = operation(node.inputs[0])
+    if index is None or transposed is None or transposed.op_type != "Transpose":
+        return None
+    split = operation(transposed.inputs[0])
+    if tuple(transposed.attributes.get("perm", ())) != _PARTS_FIRST or split is None or split.op_type != "Reshape":
+        return None
+    before, after = (
+        view.dims.of(v) if isinstance(v, ir.Value) else None for v in (split.inputs[0], transposed.inputs[0])
+    )
+    if before is None or after is None or len(before) != 3 or before[:2] != after[:2]:
+        return None
+    heads, size = after[3], after[4]
+    if not isinstance(heads, int) or not isinstance(size, int):
+        return None
+    bounds = (Const(np.array([n], np.int64)) for n in (index * heads * size, (index + 1) * heads * size, 2))
+    return Call("Slice", (split.inputs[0], *bounds)), heads
+
+
+def _index_of_part(view: View, node: ir.Node, part: ir.Value) -> int | None:
+    """Return which one of the parts along the first axis, each of size 1, a Split or Slice gives."""
+    if node.op_type == "Split" and int_attribute(node, "axis", 0) == 0:
+        sizes = [view.dim(o, 0) for o in node.outputs]
+        return node.outputs.index(part) if all(size == 1 for size in sizes) else None
+    if node.op_type == "Slice" and len(node.inputs) > 3:
+        start, axis = (view.constant(i) for i in (node.inputs[1], node.inputs[3]))
+        if start is not None and axis is not None and start.size == 1 and axis.reshape(-1).tolist() == [0]:
+            return int(start.reshape(-1)[0]) if start.reshape(-1)[0] >= 0 else None
+    return None
 
 
 class _Sizes:
