@@ -19,6 +19,7 @@ GRAPH = """
 {int_constants}
 zero = Constant <value = float {{0}}> ()
 one = Constant <value = float {{1}}> ()
+minus = Constant <value = float {{-inf}}> ()
 low = Constant <value = float {{{fill}}}> ()
 K = Concat <axis = 2> (PK, NK)
 V = Concat <axis = 2> (PV, NV)
@@ -54,6 +55,7 @@ INTEGERS = {
     "heads": "int64[4] {0, 4, -1, 16}",
     "single": "int64[1] {1}",
     "zero_one": "int64[2] {0, 1}",
+    "ends": "int64[3] {0, 2, 3}",
     "hundred": "int64 {100}",
 }
 REPEAT = """
@@ -66,14 +68,13 @@ vh = Reshape (vg, heads)
 Kt = Transpose <perm = [0, 1, 3, 2]> (kh)
 scores = MatMul (Q, Kt)
 """
+GUARD = "u = Softmax <axis = -1> (X)\n nan = IsNaN (u)\n P = Where (nan, zero, u)\n"
 # How a boolean C (true = attend) gets to the scores.
 ADDED = REPEAT + "b = Where (C, zero, low)\n X = Add (scores, b)\n P = Softmax <axis = -1> (X)\n Y = MatMul (P, vh)"
 WRITTEN = REPEAT + "X = Where (C, scores, low)\n P = Softmax <axis = -1> (X)\n Y = MatMul (P, vh)"
 FLOAT = REPEAT + "X = Add (scores, F)\n P = Softmax <axis = -1> (X)\n Y = MatMul (P, vh)"
-GUARDED = REPEAT + (
-    "minus = Constant <value = float {-inf}> ()\n b = Where (C, zero, minus)\n X = Add (scores, b)\n"
-    "u = Softmax <axis = -1> (X)\n nan = IsNaN (u)\n P = Where (nan, zero, u)\n Y = MatMul (P, vh)"
-)
+FLOAT_GUARDED = FLOAT.replace(" P = Softmax <axis = -1> (X)\n", GUARD)
+GUARDED = ADDED.replace("low", "minus").replace(" P = Softmax <axis = -1> (X)\n", GUARD)
 STANDARD = "Y = Attention (Q, K, V, C)"
 
 CAUSAL = "c = LessOrEqual (k, q)\n"
@@ -269,6 +270,37 @@ def test_near_misses_stay(kind):
     [attention] = intfa_onnx.rewrite(model).attentions
     if reason is not None:
         assert re.search(f"the mask stays .*{reason}", attention.notes[-1]), attention.notes
+
+
+# A bias N of the heads: ALiBi [1, H, 1, T], and one of relative positions [1, H, S, T], made of constants.
+SLOPES = "slopes = Constant <value = float[4] {0.5, 0.25, 0.125, 0.0625}> ()\n sl = Unsqueeze (slopes, ends)\n"
+BIASES = {
+    "alibi": SLOPES + "kf = Cast <to = 1> (k)\n N = Mul (sl, kf)\n",
+    "relative": SLOPES + "r = Sub (k, q)\n rf = Cast <to = 1> (r)\n N = Mul (sl, rf)\n",
+}
+SUMS = {
+    "added": "b = Where (C, zero, low)\n F = Add (N, b)",
+    "written": "F = Where (C, N, low)",
+    "compared": "b = Where (C, zero, low)\n e = Less (b, zero)\n F = Where (e, low, N)",
+}
+
+
+@pytest.mark.parametrize("fill", [-3.4028235e38, -np.inf])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", SUMS)
+@pytest.mark.parametrize("bias", BIASES)
+def test_bias_beside_the_mask(bias, kind, padded, fill):
+    condition = CAUSAL + ("C = And (c, p)\n" if padded else "C = Identity (c)\n")
+    [node] = fused(check(build(BIASES[bias] + condition + SUMS[kind], FLOAT_GUARDED, fill=fill)))
+    assert limits(node) == IS_CAUSAL
+    assert len(node.input) == 4
+
+
+def test_bias_that_may_be_a_mask_stays():
+    """An input may be as large as the mask, and rows without a key are then others than those that the padding says."""
+    condition = CAUSAL + "C = And (c, p)\n b = Where (C, zero, low)\n F = Add (B, b)"
+    [node] = fused(check(build(condition, FLOAT, inputs=", float[1, 4, 1, T] B")))
+    assert limits(node) == {}
 
 
 def test_sum_of_masks_with_different_limits_stays():

@@ -19,12 +19,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from intfa_onnx.patterns.bounds import largest
 from intfa_onnx.patterns.elements import AtLeastZero, Conjunction, Elements, Given, operation, positions
 from intfa_onnx.patterns.linear import Axis, Linear, size_form
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, Shared, shape_slice, substitute
 from intfa_onnx.patterns.view import View
 
 _KEY, _QUERY = Axis(1), Axis(2)
+_LOWEST = {
+    ir.DataType.FLOAT: float(np.finfo(np.float32).min),
+    ir.DataType.FLOAT16: float(np.finfo(np.float16).min),
+    ir.DataType.BFLOAT16: -(2 - 2**-7) * 2.0**127,
+}
+_SMALL = 2.0**-26  # of the least float: what is lost when added to it, even twice, in any float type
 # A score that gets at most this is out, unless its whole row does: exp(-1e4 - max) is 0 in every float type.
 _OUT = -1e4
 
@@ -59,16 +66,16 @@ class _Band:
         """Return whether every query provably attends a key."""
         if not self.offset.never_negative():
             return False
-        return self.left is None or self.square or bool(self.offset.terms)
+        return self.left is None or self.square or self.offset != Linear()
 
 
 def absorb_positions(view: View, match: AttentionMatch) -> AttentionMatch:
     """Give the conditions on positions of the mask as attributes, and leave the padding as a small mask."""
     mask, rank = match.inputs.get("attn_mask"), 4 if match.attributes.get("q_num_heads") else match.rank
-    limits = ("is_causal", "window_left", "window_right")
+    limits = ("window_left", "window_right")
     if mask is None or rank != 4 or "nonpad_kv_seqlen" in match.inputs:
         return match
-    if any(match.attributes.get(name, -1) not in (0, -1) for name in limits) or match.attributes.get("is_causal"):
+    if match.attributes.get("is_causal") or any(match.attributes.get(name, -1) >= 0 for name in limits):
         return match
     reader = Elements(view)
     try:
@@ -80,7 +87,7 @@ def absorb_positions(view: View, match: AttentionMatch) -> AttentionMatch:
 
 
 def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements) -> AttentionMatch:
-    layers = _layers(view, reader, mask)
+    layers, biases = _layers(view, reader, mask)
     if _is_small(view, mask):
         return match
     lengths = _lengths(view, match, mask, reader)
@@ -89,8 +96,10 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
         raise _Stays("its parts limit the keys differently")
     band = bands.pop()
     limited = band.left is not None or band.right is not None
-    lowest = float(np.finfo(np.float16 if match.dtype == ir.DataType.FLOAT16 else np.float32).min)
+    lowest = _LOWEST[match.dtype]
     padded = [layer for layer in layers if layer.padding()]
+    if biases and (len(layers) > 1 or not limited):
+        raise _Stays("it is added to a bias")
     if len(padded) > 1 or (len(layers) > 1 and not all(2 * layer.fill < lowest for layer in layers)):
         raise _Stays("it is a sum of masks")
     layer, outputs = padded[0] if padded else layers[0], match.outputs
@@ -103,6 +112,8 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
             raise _Stays("a query may have no key")
         if padding and fill > lowest * 0.9:
             raise _Stays(f"rows without a key keep their scores ({fill:g} is not the least float)")
+        if not all(largest(view, b) < _SMALL * -lowest for b in biases):
+            raise _Stays("it is added to a bias that may be as large")
         if padding:
             pv_out, result = next(iter(match.outputs.items()))
             average = _average_rows(view, match, band, padding, shared)
@@ -110,6 +121,10 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
     elif np.isfinite(fill) and small is not None:
         values = (Const(np.array(x, match.dtype.numpy())) for x in (0, max(fill, lowest)))
         small = shared(Call("Where", (small, *values)))
+    if biases:
+        bias = reduce(lambda a, b: Call("Add", (a, b)), biases)
+        minus_inf = Const(np.array(-np.inf).astype(match.dtype.numpy()))
+        small = bias if small is None else shared(Call("Where", (small, bias, minus_inf)))
     inputs = {name: x for name, x in match.inputs.items() if name != "attn_mask"}
     absorbed, notes = match.absorbed, match.notes
     if small is not None:
@@ -152,29 +167,53 @@ def _attributes(band: _Band) -> tuple[dict[str, Any], tuple[str, ...]]:
 # ---- reading ----
 
 
-def _layers(view: View, reader: Elements, mask: Operand) -> list[_Layer]:
-    """Read a mask as a sum of layers.
+def _layers(view: View, reader: Elements, mask: Operand) -> tuple[list[_Layer], list[Operand]]:
+    """Read a mask as a sum of layers and of biases, which are anything else.
 
     Raises:
-        _Stays: it is more than that.
+        _Stays: there is no layer in it.
     """
     call = operation(mask)
     if call is not None and call.op_type == "Add":
-        return [layer for part in reversed(call.inputs) for layer in _layers(view, reader, part)]
+        return _added(view, reader, call)
     if call is not None and (call.op_type == "Not" or _dtype(view, mask) == ir.DataType.BOOL):
-        return [_layer(reader, mask, True, -np.inf)]
+        return [_layer(reader, mask, mask, True, -np.inf)], []
     fill = reader.only_nonzero(mask)
-    if fill is None or not fill <= _OUT:
-        raise _Stays("it adds more than 0 or one large negative number")
-    return [_layer(reader, mask, False, fill)]
+    if fill is not None and fill <= _OUT:
+        return [_layer(reader, mask, mask, False, fill)], []
+    if call is not None and call.op_type == "Where":
+        condition, chosen, other = call.inputs
+        for bias, filler, wanted in ((chosen, other, True), (other, chosen, False)):
+            number = reader.number(filler)
+            if number is not None and number <= _OUT:
+                return [_layer(reader, condition, mask, wanted, number)], [bias]
+    raise _Stays("it adds more than 0 or one large negative number")
 
 
-def _layer(reader: Elements, mask: Operand, wanted: bool, fill: float) -> _Layer:
-    rank = reader.rank(mask)
-    found = reader.truth(mask, positions(rank), wanted) if rank is not None else None
+def _added(view: View, reader: Elements, call: Call) -> tuple[list[_Layer], list[Operand]]:
+    layers: list[_Layer] = []
+    biases: list[Operand] = []
+    unread: list[_Stays] = []
+    for part in call.inputs:
+        try:
+            of_part = _layers(view, reader, part)
+        except _Stays as reason:
+            unread.append(reason)
+            biases.append(part)
+        else:
+            layers += of_part[0]
+            biases += of_part[1]
+    if not layers:
+        raise unread[0]
+    return layers, biases
+
+
+def _layer(reader: Elements, condition: Operand, whole: Operand, wanted: bool, fill: float) -> _Layer:
+    rank = reader.rank(condition)
+    found = reader.truth(condition, positions(rank), wanted) if rank is not None else None
     if found is None:
         raise _Stays(f"{reader.obstacle or 'a part'} is not understood")
-    return _Layer(found, fill, mask)
+    return _Layer(found, fill, whole)
 
 
 def _dtype(view: View, x: Operand) -> ir.DataType | None:
@@ -266,7 +305,7 @@ def _average_rows(
     assert small is not None
     if any((view.dims.of(t.value) or ())[1:3] != (1, 1) for t in padding):
         raise _Stays("its padding is not [batch, 1, 1, keys]")
-    if not band.square and not band.offset.terms:
+    if not band.square and band.offset == Linear():
         raise _Stays("rows without a key average over all keys, and the queries are not at the last places")
     # Of each key's place: whether a query there has no key.
     if band.left is None and band.right == 0:

@@ -8,6 +8,7 @@ the axis it meets, not to be repeated from one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -268,7 +269,7 @@ class Elements:
     def _truth(self, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
         number = self.number(x)
         if number is not None:
-            return TRUE if bool(number) == wanted else FALSE
+            return _constant(bool(number) == wanted)
         call = operation(x)
         if call is None:
             return self._constant_band(x, index, wanted)
@@ -299,6 +300,12 @@ class Elements:
 
     def _compared(self, op: str, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
         """A comparison; ``|x| <= y`` means ``x <= y`` and ``-x <= y``, ``y < |x|`` that not both hold."""
+        number, value = self.number(inputs[1]), self.only_nonzero(inputs[0])
+        if number is not None and value is not None:
+            of_value, of_zero = (_NUMBERS[op](x, number) for x in (value, 0.0))
+            if of_value == of_zero:
+                return _constant(of_zero == wanted)
+            return self.truth(inputs[0], index, wanted == of_value)
         calls = [operation(i) for i in inputs]
         inner = [c.inputs[0] if c is not None and c.op_type == "Abs" else None for c in calls]
         left, right = (self.integer(a or i, index) for a, i in zip(inner, inputs, strict=True))
@@ -530,6 +537,14 @@ _COMPARISONS: dict[str, Callable[[Linear, Linear], tuple[Linear, bool]]] = {
 }
 
 
+_NUMBERS: dict[str, Callable[[float, float], bool]] = {
+    "LessOrEqual": operator.le,
+    "Less": operator.lt,
+    "GreaterOrEqual": operator.ge,
+    "Greater": operator.gt,
+}
+
+
 def operation(x: Operand | None) -> Call | None:
     """Return ``x`` as a call, whether it is one or a standard node of the graph computes it; None for a constant."""
     if isinstance(x, Call):
@@ -545,6 +560,10 @@ def operation(x: Operand | None) -> Call | None:
 
 def _without_ones(sizes: Sequence[object]) -> Index:
     return tuple(_ZERO if s == 1 else p for p, s in zip(positions(len(sizes)), sizes, strict=True))
+
+
+def _constant(holds: bool) -> Conjunction:
+    return TRUE if holds else FALSE
 
 
 def _both(a: Conjunction | None, b: Conjunction | None) -> Conjunction | None:
