@@ -31,9 +31,11 @@ FEW = AttentionCase(
 @pytest.mark.parametrize("head_dim", [64, 72, 8])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("precision", ["int8", "int8_qk"])
-def test_tile_by_tile_equals_whole_heads(dtype: str, head_dim: int, precision: str) -> None:
+@pytest.mark.parametrize("queries", [1, 3])
+def test_tile_by_tile_equals_whole_heads(dtype: str, head_dim: int, precision: str, queries: int) -> None:
+    static_scales = "head" if dtype == "int8" else ""
     few = replace(
-        FEW, dtype=dtype, head_dim=head_dim, head_dim_v=head_dim, static_scales="head" if dtype == "int8" else ""
+        FEW, seqlen_q=queries, dtype=dtype, head_dim=head_dim, head_dim_v=head_dim, static_scales=static_scales
     )
     many = replace(few, seqlen_q=BLOCK_ROWS + few.seqlen_q)
     calls = [make_call(case, precision=precision) for case in (few, many)]

@@ -30,7 +30,7 @@ struct Call {
   PackTileFn pack_tile = cpu::pack_tile();
   PackQueriesFn pack_queries = cpu::pack_queries();
   LoadMaskFn load_mask = cpu::load_mask();
-  StoreRowFn store_row = cpu::store_row();
+  StoreRowsFn store_rows = cpu::store_rows();
   SoftmaxFn softmax = softmax_tile(form);
   ScoreProductFn score_product = amx ? amx_scores : cpu::score_product();
   OutputProductFn output_product = amx ? amx_output : cpu::output_product();
@@ -85,7 +85,7 @@ struct BlockTask {
   void tile(int64_t index) const;
   void tile_rows(int64_t index, int first, int count, bool mask_loaded) const;
   void finish() const;
-  void mark_non_finite(int row, float* output, float* lse) const;
+  void mark_non_finite(int row, float* lse) const;
 };
 
 // Quantizes the queries and clears the running state.
@@ -95,18 +95,18 @@ void BlockTask::start() {
   const int64_t offset = causal_offset(p, t.nonpad_kv_seqlen, batch);
   num_keys = valid_keys(p, t.nonpad_kv_seqlen, batch);
   const int64_t covered = p.mask.present ? std::min(num_keys, p.mask.seqlen_kv) : num_keys;
-  for (int r = 0; r < round_up(rows, kRows); ++r) {
-    KeyRange keys;
-    if (r < rows) {
-      keys = attended_keys(p, positions[r].query, offset, covered);
-      groups[r / kRows].add(keys);
-    }
+  const bool same = !p.causal && p.window_left < 0 && p.window_right < 0;  // keys for all rows
+  KeyRange keys = attended_keys(p, positions[0].query, offset, covered);
+  for (int r = 0; r < rows; ++r) {
+    if (!same) keys = attended_keys(p, positions[r].query, offset, covered);
+    if (!same || r % kRows == 0) groups[r / kRows].add(keys);
     block.key_begin[r] = static_cast<int32_t>(keys.begin);
     block.key_end[r] = static_cast<int32_t>(keys.end);
-    block.row_max[r] = -INFINITY;
-    block.row_sum[r] = 0.f;
   }
-  std::fill_n(block.output, round_up(rows, kRows) * layout.padded_channels(), 0.f);
+  const int64_t padded_rows = round_up(rows, kRows);
+  std::fill_n(block.row_max, padded_rows, -INFINITY);
+  std::fill_n(block.row_sum, padded_rows, 0.f);
+  std::fill_n(block.output, padded_rows * layout.padded_channels(), 0.f);
 }
 
 void BlockTask::run() {
@@ -165,7 +165,7 @@ void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded)
 
   const int64_t tile_key = layout.packed_start(index);
   const int64_t width = layout.padded_channels();
-  const int padded_rows = static_cast<int>(round_up(count, 4));
+  const int padded_rows = count == 1 ? 1 : static_cast<int>(round_up(count, 4));
   const int8_t* q_codes = block.q_codes + first * p.head_dim;
   call.score_product({q_codes, block.q_sum + first, head.k_codes + tile_key * p.head_dim,
                       reinterpret_cast<int32_t*>(block.scores), layout.tile_stride, static_cast<int>(p.head_dim),
@@ -201,26 +201,23 @@ void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded)
 
 // Y = O / l * v_scale and the lse.
 void BlockTask::finish() const {
-  const int64_t width = layout.padded_channels();
   // O and l of a form are in units of its codes; only kPaper's l is not
   const float sum_unit = call.form == PForm::kPaper ? kMaxCode : 1.f;
   const float code_unit = call.form == PForm::kTile ? std::log(kMaxPCode) : 0.f;
+  float divisor[kBlockRows];
   for (int r = 0; r < rows; ++r) {
-    float* output = block.output + r * width;
     const float sum = block.row_sum[r];
     const bool empty = block.row_max[r] == -INFINITY;
+    divisor[r] = empty ? 1.f : sum * sum_unit;  // an empty row's output is 0
     float lse = -INFINITY;
     if (t.lse != nullptr && !empty) {
       const float shift = p.softcap == 0.f ? block.row_offset[r] : 0.f;  // under a softcap it went back before the cap
       lse = (block.row_max[r] + shift) * kLn2 + (std::log(sum) - code_unit);
     }
-    if (*head.any_bad != 0 || block.bad_row[r]) mark_non_finite(r, output, &lse);
-    const auto [h, i] = positions[r];
-    // an empty row's output is 0
-    call.store_row({output, p.head_dim_v, empty ? 1.f : sum * sum_unit, head.v_scale}, p.output_dtype, t.y,
-                   batch * p.y_strides.batch + h * p.y_strides.head + i * p.y_strides.token);
-    if (t.lse != nullptr) t.lse[(batch * p.num_heads + h) * p.seqlen_q + i] = lse;
+    if (*head.any_bad != 0 || block.bad_row[r]) mark_non_finite(r, &lse);
+    if (t.lse != nullptr) t.lse[(batch * p.num_heads + positions[r].head) * p.seqlen_q + positions[r].query] = lse;
   }
+  call.store_rows(p, {batch, positions, rows, block.output, divisor, head.v_scale}, t.y);
 }
 
 float element(const void* data, DataType dtype, int64_t index) {
@@ -237,7 +234,8 @@ float element(const void* data, DataType dtype, int64_t index) {
 }
 
 // Non-finite inputs were quantized as zeros; here they come back in exactly the outputs that they belong to.
-void BlockTask::mark_non_finite(int row, float* output, float* lse) const {
+void BlockTask::mark_non_finite(int row, float* lse) const {
+  float* output = block.output + row * layout.padded_channels();
   bool row_is_nan = block.bad_row[row] != 0 && block.row_max[row] != -INFINITY;
   for (int64_t j = block.key_begin[row]; j < block.key_end[row] && !row_is_nan; ++j) {
     const uint8_t bad = head.bad[layout.bad_index(j)];

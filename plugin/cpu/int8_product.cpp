@@ -15,7 +15,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
 
-using DB = hn::Repartition<int8_t, DI>;
 using DUB = hn::Repartition<uint8_t, DI>;
 
 // 32 vector registers hold 4 x 4 accumulators, their operands and a broadcast; 16 registers hold 4 x 2.
@@ -72,8 +71,13 @@ void scores(const ScoreProduct& a) {
   constexpr int kKeys = kBlockVectors * kLanes;
   const int64_t end = a.chunk_end * kChunk;
   const int rows = a.rows;
-  for (int64_t key = a.chunk_begin * kChunk; key < end; key += kKeys)
+  for (int64_t key = a.chunk_begin * kChunk; key < end; key += kKeys) {
+    if (rows == 1) {
+      score_block<1, kBlockVectors>(a, 0, key);
+      continue;
+    }
     for (int row = 0; row < rows; row += 4) score_block<4, kBlockVectors>(a, row, key);
+  }
 }
 
 // Output of kR rows and kV vectors of channels, from `channel` on.
@@ -120,6 +124,7 @@ template <int kV>
 HWY_INLINE void output_columns(const OutputProduct& a, int channel) {
   // few channels: more rows instead, to keep as many independent sums
   constexpr int kR = kBlockVectors == 4 && kV <= 2 ? 8 : 4;
+  if (a.rows == 1) return output_block<1, kV>(a, 0, channel);
   int row = 0;
   for (; row + kR <= a.rows; row += kR) output_block<kR, kV>(a, row, channel);
   for (; row < a.rows; row += 4) output_block<4, kV>(a, row, channel);

@@ -6,8 +6,8 @@
 
 namespace intfa::cpu {
 
-// scores[r][j] = q[r] . k[j], exact int32, for rows [0, rows) and the keys of chunks [chunk_begin, chunk_end) of a
-// tile.
+// scores[r][j] = q[r] . k[j], exact int32, for rows [0, rows), one or a multiple of 4, and the keys of chunks
+// [chunk_begin, chunk_end) of a tile.
 struct ScoreProduct {
   const int8_t* q_codes;   // [kRows][head_dim]; all 16 rows are readable
   const int32_t* q_sum;    // [kRows]

@@ -31,13 +31,19 @@ struct TokenRows {
   }
 };
 
+// What stands for a token past the last one.
+template <typename T>
+alignas(kAlignment) constexpr T kZeros[kMaxHeadDim] = {};
+
 // Asks for the rows of `count` tokens from j on, of `valid` ones: a tile that is packed only when its turn comes lies
 // in pages of its own, to which the processor's prefetcher does not run ahead.
 template <typename T>
 HWY_INLINE void prefetch_rows(const TokenRows<T>& rows, int64_t j, int64_t count, int64_t valid) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t end = HWY_MIN(j + count, valid); j < end; ++j)
-    for (int64_t i = 0; i < rows.channels; i += kLine) hwy::Prefetch(rows(j) + i);
+  const T* row = rows(j);
+  const int64_t channels = rows.channels, stride = j < rows.seqlen_past ? channels : rows.token_stride;
+  for (const int64_t end = HWY_MIN(j + count, valid); j < end; ++j, row += stride)
+    for (int64_t i = 0; i < channels; i += kLine) hwy::Prefetch(row + i);
 }
 
 template <typename T>
@@ -81,32 +87,30 @@ HWY_INLINE void store_means(const double* sum, int64_t count, float* mean) {
 // Channel means of the first `valid` tokens, summed in float64; false if one of them is not finite.
 template <typename T>
 bool mean_of_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRICT mean) {
-  const DU du;
   const DD dd;
-  auto largest = hn::Zero(du);
+  bool finite = true;
   for_columns(k.channels, [&](int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
     hn::Vec<DD> sum[2 * kV];
     for (auto& s : sum) s = hn::Zero(dd);
-    auto max = hn::Zero(du);
     for (int64_t j = 0; j < valid; ++j) {
       const T* row = k(j);
       for (int v = 0; v < kV; ++v) {
         const VF x = load_column<kV>(row, i, v, k.channels);
-        max = hn::Max(max, magnitude(x));
         sum[2 * v] = hn::Add(sum[2 * v], hn::PromoteLowerTo(dd, x));
         sum[2 * v + 1] = hn::Add(sum[2 * v + 1], hn::PromoteUpperTo(dd, x));
       }
     }
-    largest = hn::Max(largest, max);
     HWY_ALIGN double sums[kGroup];
     for (int v = 0; v < kV; ++v) {
       hn::Store(sum[2 * v], dd, sums);
       hn::Store(sum[2 * v + 1], dd, sums + kLanes / 2);
       store_means(sums, valid, mean + i + v * kLanes);
+      // a sum in float64 of float32 values is finite where all of them are
+      for (int l = 0; l < kLanes; ++l) finite &= std::isfinite(sums[l]);
     }
   });
-  return hn::ReduceMax(du, largest) < kInfinity;
+  return finite;
 }
 
 // The same over the finite ones among them.
@@ -130,37 +134,60 @@ void mean_of_finite_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRI
   for (int64_t i = 0; i < k.channels; i += kLanes) store_means(sum + i, HWY_MAX(count, int64_t{1}), mean + i);
 }
 
-// 16 rows of codes, one per key -> [D/4][16 keys][4 channels], codes + 128; by blocks of 4 keys x 16 channels. A code
-// of -128 becomes -127.
+// Block b of the vector: 16 bytes at rows[step * b] + offset; with kHalf 8 of them and zeros, as a head size is a
+// multiple of 8.
+template <bool kHalf>
+HWY_INLINE hn::Vec<DB> gather_blocks(const int8_t* const* rows, int step, int64_t offset) {
+  const DB d;
+  const hn::FixedTag<int8_t, 16> d128;
+  const auto block = [&](int b) HWY_ATTR {
+    const int8_t* from = rows[step * b] + offset;
+    return kHalf ? hn::LoadN(d128, from, 8) : hn::LoadU(d128, from);
+  };
+  auto all = hn::ResizeBitCast(d, block(0));
+#if HWY_TARGET <= HWY_AVX3
+  all = hn::InsertBlock<1>(all, block(1));
+  all = hn::InsertBlock<2>(all, block(2));
+  all = hn::InsertBlock<3>(all, block(3));
+#elif HWY_TARGET <= HWY_AVX2
+  all = hn::InsertBlock<1>(all, block(1));
+#endif
+  return all;
+}
+
+// 16 rows of codes, one per key -> [D/4][16 keys][4 channels], codes + 128; by blocks of 4 keys x 16 channels, as many
+// at once as a vector has blocks. A code of -128 becomes -127.
 HWY_INLINE void interleave_keys(const int8_t* const* rows, int64_t head_dim, uint8_t* HWY_RESTRICT out) {
-  const hn::FixedTag<uint32_t, 4> d;
-  const hn::FixedTag<uint64_t, 2> d64;
-  const hn::FixedTag<int8_t, 16> d8;
+  const DU d;
+  const hn::Repartition<uint64_t, DU> d64;
+  const DB d8;
   const auto flip = hn::Set(d, 0x80808080u);
   const auto lowest = hn::Set(d8, int8_t{-127});
-  for (int key = 0; key < kGroup; key += 4)
-    for (int64_t c = 0; c < head_dim; c += 16) {
-      const bool half = c + 8 == head_dim;  // a head size is a multiple of 8
-      const auto row = [&](int i) HWY_ATTR {
-        const int8_t* from = rows[key + i] + c;
-        const auto bytes = half ? hn::LoadN(d8, from, 8) : hn::LoadU(d8, from);
-        return hn::Xor(hn::BitCast(d, hn::Max(bytes, lowest)), flip);
-      };
-      const auto r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
-      const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, r0, r1));
-      const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, r2, r3));
-      uint8_t* to = out + c * kGroup + key * 4;
-      const auto store = [&](auto v, int quad) HWY_ATTR {
-        hn::Store(hn::BitCast(d, v), d, reinterpret_cast<uint32_t*>(to + quad * (4 * kGroup)));
-      };
-      store(hn::InterleaveLower(d64, low01, low23), 0);
-      store(hn::InterleaveUpper(d64, low01, low23), 1);
-      if (half) continue;
-      const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, r0, r1));
-      const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, r2, r3));
-      store(hn::InterleaveLower(d64, high01, high23), 2);
-      store(hn::InterleaveUpper(d64, high01, high23), 3);
-    }
+  const auto interleave = [&](int key, int64_t c, auto half) HWY_ATTR {
+    constexpr bool kHalf = decltype(half)::value;
+    const auto row = [&](int i) HWY_ATTR {
+      return hn::Xor(hn::BitCast(d, hn::Max(gather_blocks<kHalf>(rows + key + i, 4, c), lowest)), flip);
+    };
+    const auto r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
+    const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, r0, r1));
+    const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, r2, r3));
+    uint8_t* to = out + c * kGroup + key * 4;
+    const auto store = [&](auto v, int quad) HWY_ATTR {
+      hn::Store(hn::BitCast(d, v), d, reinterpret_cast<uint32_t*>(to + quad * (4 * kGroup)));
+    };
+    store(hn::InterleaveLower(d64, low01, low23), 0);
+    store(hn::InterleaveUpper(d64, low01, low23), 1);
+    if constexpr (kHalf) return;
+    const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, r0, r1));
+    const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, r2, r3));
+    store(hn::InterleaveLower(d64, high01, high23), 2);
+    store(hn::InterleaveUpper(d64, high01, high23), 3);
+  };
+  const int64_t whole = head_dim / 16 * 16;
+  for (int key = 0; key < kGroup; key += kLanes) {
+    for (int64_t c = 0; c < whole; c += 16) interleave(key, c, std::false_type());
+    if (whole < head_dim) interleave(key, whole, std::true_type());
+  }
 }
 
 bool smooths_keys(const AttentionProblem& p) {
@@ -200,14 +227,15 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
     for (int r = 0; r < kGroup; ++r) group_amax[r % 8 / 2] = HWY_MAX(group_amax[r % 8 / 2], rows.amax[r]);
   }
   const float given = is_static ? t.k_scale[p.k_scale == ScaleGranularity::kPerTensor ? 0 : kv_head] : 0.f;
-  HWY_ALIGN int8_t codes[kGroup * kMaxHeadDim] = {};
+  HWY_ALIGN int8_t codes[kGroup * kMaxHeadDim];
   const int8_t* code_rows[kGroup];
   for (int r = 0; r < kGroup; ++r) code_rows[r] = codes + r * kMaxHeadDim;
   for (int64_t j = 0; j < round_up(keys, kChunk); j += kGroup) {
     const int64_t count = HWY_MAX(HWY_MIN(int64_t{kGroup}, keys - j), int64_t{0});
     if (!layout.whole_heads) prefetch_rows(k, first + j + layout.tile_n, kGroup, p.seqlen_kv());
     if constexpr (std::is_same_v<T, int8_t>) {  // codes already
-      for (int r = 0; r < kGroup; ++r) code_rows[r] = r < count ? k(first + j + r) : codes;
+      for (int r = 0; r < count; ++r) code_rows[r] = k(first + j + r);
+      for (int64_t r = count; r < kGroup; ++r) code_rows[r] = kZeros<T>;
     } else {
       load(j, count);
       for (int r = 0; grouped && r < kGroup; ++r) rows.amax[r] = group_amax[r % 8 / 2];
@@ -222,8 +250,7 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
     if (is_static)
       for (float& scale : rows.scale) scale = round_up_22_bits(given);
     float* k_scale = head.k_scale + packed + j;
-    memcpy(k_scale, rows.scale, count * sizeof(float));
-    memset(k_scale + count, 0, (kGroup - count) * sizeof(float));  // makes the scores zeros
+    for (int r = 0; r < kGroup; ++r) k_scale[r] = r < count ? rows.scale[r] : 0.f;  // 0 makes the scores zeros
     interleave_keys(code_rows, p.head_dim, head.k_codes + (packed + j) * p.head_dim);
   }
 }
@@ -289,7 +316,7 @@ void scales_of_values(const AttentionProblem& p, const AttentionTensors& t, int6
 // Where the values of V stop to be usable.
 float value_limit(const AttentionProblem& p) { return p.precision == Precision::kInt8QK ? kHalfOverflow : INFINITY; }
 
-// The rows of V of one tile; with kClear only zeros are left of what is not below `limit`.
+// The rows of V of one tile, zeros after the last; with kClear only zeros are left of what is not below `limit`.
 template <bool kClear, typename T>
 struct ValueRows {
   const TokenRows<T>& v;
@@ -297,36 +324,45 @@ struct ValueRows {
   int64_t ahead, valid;  // how far ahead to prefetch, 0: not
   float limit;
 
-  const T* row(int64_t j) const {
-    if (ahead != 0) prefetch_rows(v, first + j + ahead, 1, valid);
-    return j < keys ? v(first + j) : nullptr;
+  const T* row(int64_t j) const { return j < keys ? v(first + j) : kZeros<T>; }
+  void prefetch(int64_t j, int64_t count) const {
+    if (ahead != 0) prefetch_rows(v, first + j + ahead, count, valid);
   }
+  // Channels [i, i + kLanes); kWhole: all of them are there
+  template <bool kWhole>
   VF load(const T* row, int64_t i) const {
     const DF d;
-    if (row == nullptr) return hn::Zero(d);
-    const VF x = load_at(row, i, v.channels);
+    const VF x = kWhole ? load_lanes(row + i) : load_at(row, i, v.channels);
     return kClear ? hn::IfThenElseZero(hn::Lt(hn::Abs(x), hn::Set(d, limit)), x) : x;
   }
 };
+
+HWY_ALIGN constexpr int8_t kTranspose4[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
 
 // One tile of V: [channel_groups][16 quads][16 channels][4 keys] per chunk. encode(x, channel) gives codes.
 template <class Rows, typename Encode>
 HWY_INLINE void pack_value_codes(const Rows& rows, int64_t width, const uint8_t* place, int8_t* HWY_RESTRICT out,
                                  Encode encode) {
   const hn::Repartition<int16_t, DI> d16;
-  const hn::Repartition<int8_t, DI> d8;
+  const DB d8;
   // four keys' codes of four channels each stand one after the other in a block; their channels shall
-  HWY_ALIGN static constexpr int8_t kByChannel[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  const auto by_channel = hn::LoadDup128(d8, kByChannel);
+  const auto by_channel = hn::LoadDup128(d8, kTranspose4);
+  const int64_t whole = rows.v.channels / kLanes * kLanes;
   for (int64_t j = 0; j < round_up(rows.keys, kChunk); j += 4) {
     int8_t* chunk = out + j / kChunk * (kChunk * width) + place[j % kChunk / 4] * (4 * kGroup);
+    rows.prefetch(j, 4);
     const auto *r0 = rows.row(j), *r1 = rows.row(j + 1), *r2 = rows.row(j + 2), *r3 = rows.row(j + 3);
-    for (int64_t i = 0; i < width; i += kLanes) {
-      const auto code = [&](const auto* row) HWY_ATTR { return nearest(encode(rows.load(row, i), i)); };
+    const auto pack = [&](int64_t i, auto is_whole) HWY_ATTR {
+      const auto code = [&](const auto* row) HWY_ATTR {
+        return nearest(encode(rows.template load<decltype(is_whole)::value>(row, i), i));
+      };
       const auto ab = hn::ReorderDemote2To(d16, code(r0), code(r1)), ce = hn::ReorderDemote2To(d16, code(r2), code(r3));
       const auto codes = hn::TableLookupBytes(hn::ReorderDemote2To(d8, ab, ce), by_channel);
       hn::Store(codes, d8, chunk + i / kGroup * (kGroup * kChunk) + i % kGroup * 4);
-    }
+    };
+    int64_t i = 0;
+    for (; i < whole; i += kLanes) pack(i, std::true_type());
+    for (; i < width; i += kLanes) pack(i, std::false_type());
   }
 }
 
@@ -336,30 +372,46 @@ HWY_INLINE void pack_value_halves(const Rows& rows, int64_t width, bool is_code,
   const DF d;
   const DF16 d16;
   for (int64_t j = 0; j < round_up(rows.keys, kChunk); ++j) {
+    rows.prefetch(j, 1);
     const auto* row = rows.row(j);
     for (int64_t i = 0; i < width; i += kLanes) {
-      const VF x = is_code ? hn::Max(rows.load(row, i), hn::Set(d, -kMaxCode)) : rows.load(row, i);
+      const VF value = rows.template load<false>(row, i);
+      const VF x = is_code ? hn::Max(value, hn::Set(d, -kMaxCode)) : value;
       hn::Store(hn::PromoteTo(d, hn::DemoteTo(d16, x)), d, out + j * width + i);
     }
   }
 }
 
+// 16 channels of four rows of codes -> [16 channels][4 keys]. A code of -128 becomes -127.
+template <bool kHalf>
+HWY_INLINE void interleave_values(const int8_t* const* rows, int64_t channel, int8_t* HWY_RESTRICT out) {
+#if HWY_TARGET <= HWY_AVX3
+  // block k: four words, one of each row; then their bytes as in pack_value_codes()
+  HWY_ALIGN static constexpr int32_t kWord[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  const DB d;
+  const auto codes = hn::Max(gather_blocks<kHalf>(rows, 1, channel), hn::Set(d, int8_t{-127}));
+  const auto words = hn::TableLookupLanes(hn::BitCast(DI(), codes), hn::SetTableIndices(DI(), kWord));
+  hn::Store(hn::TableLookupBytes(hn::BitCast(d, words), hn::LoadDup128(d, kTranspose4)), d, out);
+#else
+  const hn::FixedTag<int8_t, kGroup> d;
+  const auto load = [&](int key) HWY_ATTR {
+    const int8_t* from = rows[key] + channel;
+    return hn::Max(kHalf ? hn::LoadN(d, from, 8) : hn::LoadU(d, from), hn::Set(d, int8_t{-127}));
+  };
+  hn::StoreInterleaved4(load(0), load(1), load(2), load(3), d, out);
+#endif
+}
+
 // The same from codes: whole bytes change places.
 HWY_INLINE void pack_given_codes(const ValueRows<false, int8_t>& rows, int64_t width, const uint8_t* place,
                                  int8_t* HWY_RESTRICT out) {
-  const hn::FixedTag<int8_t, kGroup> d;
-  const auto lowest = hn::Set(d, int8_t{-127});
   for (int64_t j = 0; j < round_up(rows.keys, kChunk); j += 4) {
     int8_t* chunk = out + j / kChunk * (kChunk * width) + place[j % kChunk / 4] * (4 * kGroup);
+    rows.prefetch(j, 4);
     const int8_t* row[4] = {rows.row(j), rows.row(j + 1), rows.row(j + 2), rows.row(j + 3)};
-    for (int64_t i = 0; i < width; i += kGroup) {
-      const auto load = [&](int key) HWY_ATTR {
-        if (row[key] == nullptr) return hn::Zero(d);
-        const bool half = i + kGroup > rows.v.channels;  // a head size is a multiple of 8
-        return hn::Max(half ? hn::LoadN(d, row[key] + i, 8) : hn::LoadU(d, row[key] + i), lowest);
-      };
-      hn::StoreInterleaved4(load(0), load(1), load(2), load(3), d, chunk + i * kChunk);
-    }
+    int64_t i = 0;
+    for (; i + kGroup <= rows.v.channels; i += kGroup) interleave_values<false>(row, i, chunk + i * kChunk);
+    if (i < width) interleave_values<true>(row, i, chunk + i * kChunk);
   }
 }
 

@@ -44,16 +44,18 @@ using PackQueriesFn = void (*)(const AttentionProblem& problem, const AttentionT
                                const QueryRows& rows, const Block& block);
 PackQueriesFn pack_queries();
 
-// out[i] = output[i] / sum * scale[i] as `dtype`, from element `offset` of `out` on. Multiplied by the reciprocal of
-// the sum: one more rounding in float32 than by a division.
-struct OutputRow {
-  const float* output;  // readable up to a multiple of kGroup, as scale is
-  int64_t channels;     // a multiple of 8
-  float sum;
+// y = output / divisor * scale as the problem's output type. Multiplied by the reciprocal of the divisor: one more
+// rounding in float32 than by a division.
+struct OutputRows {
+  int64_t batch;
+  const RowPosition* positions;  // [rows]
+  int rows;
+  const float* output;   // [rows][head_dim_v rounded up to a multiple of kGroup], as long as scale is
+  const float* divisor;  // [rows]
   const float* scale;
 };
-using StoreRowFn = void (*)(const OutputRow& row, DataType dtype, void* out, int64_t offset);
-StoreRowFn store_row();
+using StoreRowsFn = void (*)(const AttentionProblem& problem, const OutputRows& rows, void* y);
+StoreRowsFn store_rows();
 
 // One row of the mask for keys [first_key, first_key + keys): log2 bias, padded with -inf to a multiple of kChunk.
 // offset: element of key 0. Returns whether any key is attended.

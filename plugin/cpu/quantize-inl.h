@@ -43,6 +43,8 @@ HWY_INLINE void load_rows(RowAt row_at, int rows, int64_t channels, const float*
       max = hn::Max(max, magnitude(x));
     };
     int64_t i = 0;
+    for (; i + 4 * kLanes <= channels; i += 4 * kLanes)
+      for (int v = 0; v < 4; ++v) take(load_lanes(row + i + v * kLanes), i + v * kLanes);
     for (; i + kLanes <= channels; i += kLanes) take(load_lanes(row + i), i);
     for (; i < n; i += kLanes) take(load_at(row, i, channels), i);
     hn::Store(max, du, lanes + r * kGroup);
@@ -102,6 +104,8 @@ HWY_INLINE void encode_rows(const RowGroup& g, int64_t channels, int8_t* HWY_RES
   const DF d;
   const DI di;
   const DI8 d8;
+  const DB db;
+  const auto ones = hn::Set(hn::Repartition<uint8_t, DI>(), uint8_t{1});
   const int64_t n = round_up(channels, kGroup);
   HWY_ALIGN int32_t lanes[kGroup * kGroup];
   for (int r = 0; r < kGroup; ++r) {
@@ -109,14 +113,21 @@ HWY_INLINE void encode_rows(const RowGroup& g, int64_t channels, int8_t* HWY_RES
     VI sum = hn::Zero(di);
     const auto code_at = [&](int64_t i) HWY_ATTR {
       const VF x = hn::Load(d, g.x + r * n + i);
-      const VI code = nearest(kStatic ? clamp_code(hn::Div(x, factor)) : hn::Mul(x, factor));
-      sum = hn::Add(sum, code);
-      return hn::DemoteTo(d8, code);
+      return nearest(kStatic ? clamp_code(hn::Div(x, factor)) : hn::Mul(x, factor));
     };
     int8_t* out = codes + r * stride;
     int64_t i = 0;
-    for (; i + kLanes <= channels; i += kLanes) hn::StoreU(code_at(i), d8, out + i);
-    if (i < channels) hn::StoreN(code_at(i), d8, out + i, channels - i);
+    for (; i + 4 * kLanes <= channels; i += 4 * kLanes) {
+      const auto bytes =
+          demote_in_order(code_at(i), code_at(i + kLanes), code_at(i + 2 * kLanes), code_at(i + 3 * kLanes));
+      sum = hn::SumOfMulQuadAccumulate(di, ones, bytes, sum);
+      hn::StoreU(bytes, db, out + i);
+    }
+    for (; i < channels; i += kLanes) {
+      const VI code = code_at(i);
+      sum = hn::Add(sum, code);
+      hn::StoreN(hn::DemoteTo(d8, code), d8, out + i, channels - i);
+    }
     hn::Store(sum, di, lanes + r * kGroup);
   }
   if (sums != nullptr) reduce_rows(di, lanes, sums, [](VI x, VI y) HWY_ATTR { return hn::Add(x, y); });

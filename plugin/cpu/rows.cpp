@@ -80,23 +80,32 @@ void pack_some_queries(const AttentionProblem& p, const AttentionTensors& t, con
 }
 
 template <typename T>
-HWY_INLINE void store_row(const OutputRow& row, T* out) {
+HWY_INLINE void store_typed(const AttentionProblem& p, const OutputRows& rows, T* y) {
   const DF d;
-  const VF inverse = hn::Set(d, 1.f / row.sum);
-  for (int64_t i = 0; i < row.channels; i += kLanes) {
-    const VF y = hn::Mul(hn::Mul(hn::Load(d, row.output + i), inverse), hn::Load(d, row.scale + i));
-    store_lanes(y, static_cast<size_t>(row.channels - i), out + i);
+  const int64_t channels = p.head_dim_v, width = round_up(channels, kGroup);
+  const TensorStrides strides = p.y_strides;
+  const float* HWY_RESTRICT scale = rows.scale;
+  y += rows.batch * strides.batch;
+  for (int r = 0; r < rows.rows; ++r) {
+    const RowPosition at = rows.positions[r];
+    T* out = y + at.head * strides.head + at.query * strides.token;
+    const float* from = rows.output + r * width;
+    const VF inverse = hn::Set(d, 1.f / rows.divisor[r]);
+    for (int64_t i = 0; i < channels; i += kLanes) {
+      const VF value = hn::Mul(hn::Mul(hn::Load(d, from + i), inverse), hn::Load(d, scale + i));
+      store_lanes(value, static_cast<size_t>(channels - i), out + i);
+    }
   }
 }
 
-void store_one_row(const OutputRow& row, DataType dtype, void* out, int64_t offset) {
-  switch (dtype) {
+void store_some_rows(const AttentionProblem& p, const OutputRows& rows, void* y) {
+  switch (p.output_dtype) {
     case DataType::kFloat16:
-      return store_row(row, static_cast<hwy::float16_t*>(out) + offset);
+      return store_typed(p, rows, static_cast<hwy::float16_t*>(y));
     case DataType::kBFloat16:
-      return store_row(row, static_cast<hwy::bfloat16_t*>(out) + offset);
+      return store_typed(p, rows, static_cast<hwy::bfloat16_t*>(y));
     default:
-      return store_row(row, static_cast<float*>(out) + offset);
+      return store_typed(p, rows, static_cast<float*>(y));
   }
 }
 
@@ -107,10 +116,10 @@ HWY_AFTER_NAMESPACE();
 namespace intfa::cpu {
 
 HWY_EXPORT(pack_some_queries);
-HWY_EXPORT(store_one_row);
+HWY_EXPORT(store_some_rows);
 
 PackQueriesFn pack_queries() { return HWY_DYNAMIC_POINTER(pack_some_queries); }
-StoreRowFn store_row() { return HWY_DYNAMIC_POINTER(store_one_row); }
+StoreRowsFn store_rows() { return HWY_DYNAMIC_POINTER(store_some_rows); }
 
 }  // namespace intfa::cpu
 #endif

@@ -19,7 +19,6 @@ HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
 
 using DI16 = hn::Repartition<int16_t, DI>;
-using DB = hn::Repartition<int8_t, DI>;
 using DUB = hn::Repartition<uint8_t, DI>;
 
 // Four vectors of codes 0..255 become one vector of bytes without a cross-lane shuffle; quad_order() says where each

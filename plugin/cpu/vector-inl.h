@@ -77,9 +77,30 @@ HWY_INLINE void reduce_rows(D d, const hn::TFromD<D>* HWY_RESTRICT rows, hn::TFr
 
 // rint(x) of a magnitude under 2^22, ties to even.
 HWY_INLINE VI nearest(VF x) {
+#if HWY_TARGET <= HWY_AVX3
+  return VI{_mm512_cvtps_epi32(x.raw)};
+#else
   const DI di;
   const VF magic = hn::Set(DF(), kRoundMagic);
   return hn::Sub(hn::BitCast(di, hn::Add(x, magic)), hn::BitCast(di, magic));
+#endif
+}
+
+using DB = hn::Repartition<int8_t, DI>;
+
+// The codes of four vectors as bytes, in order. Demoting leaves word w in block w % kBlocks of vector w / kBlocks.
+HWY_INLINE hn::Vec<DB> demote_in_order(VI a, VI b, VI c, VI e) {
+  const hn::Repartition<int16_t, DI> d16;
+  struct Order {
+    alignas(64) int32_t word[kLanes];
+    constexpr Order() : word() {
+      constexpr int kBlocks = kLanes / 4;
+      for (int w = 0; w < kLanes; ++w) word[w] = 4 * (w % kBlocks) + w / kBlocks;
+    }
+  };
+  static constexpr Order kOrder;
+  const auto bytes = hn::ReorderDemote2To(DB(), hn::ReorderDemote2To(d16, a, b), hn::ReorderDemote2To(d16, c, e));
+  return hn::BitCast(DB(), hn::TableLookupLanes(hn::BitCast(DI(), bytes), hn::SetTableIndices(DI(), kOrder.word)));
 }
 
 // A vector of elements as float32: all of its lanes, or the first n and zeros.
