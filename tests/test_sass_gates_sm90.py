@@ -14,6 +14,9 @@ from native.simt.attention import AttentionSimulator
 
 GROWTH = 1.03
 WARPGROUPS = {64: 3, 96: 3, 128: 3, 256: 2}  # per SM: one's softmax hides others' products
+PERSISTENT = 192  # queries of the kernels with a loading warpgroup
+# One word of predicates, kept over an item of the list of work; not touched in the loop over tiles, as is checked.
+STACK_BYTES = {"sm_90a/intfa_attention_wgmma192_d128": 8}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def expected() -> dict:
 @pytest.mark.parametrize("gate", GATES, ids=str)
 def test_gate(gate, simulator, expected):
     now, then = gates_sm90.measure(gate, simulator), expected[str(gate)]  # compiling rejects serialized wgmma
-    assert now["stack_bytes"] == 0, "spills or local arrays"
+    assert now["stack_bytes"] <= STACK_BYTES.get(str(gate), 0), "spills or local arrays"
     if gate.scored:
         assert now["blocks_per_sm"] >= then["blocks_per_sm"]
         return
@@ -42,6 +45,12 @@ def test_gate(gate, simulator, expected):
     qk, pv = gate.head_dim // 32, 4 * gate.head_dim // part
     assert now["mma"] == {"IGMMA.64x128x32.S8.S8": qk, f"IGMMA.64x{part}x32.U8.S8": pv}
     assert now["local_in_loop"] == 0
+    if gate.tile_m == PERSISTENT:  # 65536 registers for 512 threads, then for 384 and 128
+        assert now["registers"] == 128
+        assert now["setmaxnreg"] == {"take": 160, "give": 32}
+        assert now["highest_register"] < 160
+    else:
+        assert now["setmaxnreg"] == {}
     assert now["slow_conversions_in_loop"] == []
     bottleneck = then["bottleneck"]
     assert now["cycles"][bottleneck] <= GROWTH * then["cycles"][bottleneck]
@@ -52,9 +61,9 @@ def test_serialized_wgmma_is_rejected():
     """A kernel that reads accumulators in flight compiles, and ptxas only mentions that it takes away all overlap."""
     if toolchain.nvcc() is None:
         pytest.skip("nvcc is not installed (PATH or /usr/local/cuda)")
-    patches = {"cuda/attention_sm90.cuh": [("      ptx::wgmma_wait<0>(acc);\n", "")]}
+    patches = {"cuda/wgmma_rows.cuh": [("      ptx::wgmma_wait<0>(acc);\n", "")]}
     tree = toolchain.patched_tree("hopper-serialized", patches)
     source = tree / "cuda" / "serialized.cu"
-    source.write_text('#include "cuda/instances_sm90.cuh"\nINTFA_WGMMA(intfa_attention_wgmma_d64, false, 1, 64)\n')
+    source.write_text('#include "cuda/instances_sm90.cuh"\nINTFA_WGMMA(intfa_attention_wgmma_d64, false, 64)\n')
     with pytest.raises(RuntimeError, match=r"\(C75\d\d\)"):
         toolchain.cubin(source, "wgmma-serialized", "90a", plugin=tree)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
     if gate.scored:
         return occupancy
     instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
+    occupancy["highest_register"] = max(int(r) for i in instructions for r in re.findall(r"\bR(\d+)\b", i.text))
+    occupancy["setmaxnreg"] = {
+        "give" if "DEALLOC" in i.opcode else "take": int(i.text.split()[-1], 16)
+        for i in instructions
+        if i.name == "USETMAXREG"
+    }
     loop = pipe_model.main_loop(instructions, wgmma_per_tile(gate.head_dim, tile_n))
     report = pipe_model.analyse(loop, arch)
     operations = 4 * 64 * tile_n * gate.head_dim  # of a warpgroup, which has one warp on each sub-partition
