@@ -5,8 +5,8 @@ to the slow pipe, spills. It knows nothing of latency, overlap or caches: use it
 of one kernel.
 
 Cycles are those of one SM sub-partition (a quarter of an SM) per warp instruction: 32 / (lanes per cycle and SM / 4).
-Throughputs: CUDA C++ Programming Guide, "Arithmetic Instructions"; int8 multiply-adds per cycle and SM from the
-architecture white papers; mma.sync on sm_90 reaches 63 % of the wgmma peak (arXiv 2402.13499).
+Throughputs: CUDA C++ Programming Guide, "Arithmetic Instructions"; int8 multiply-adds per cycle and SM from NVIDIA's
+peaks, see ARCHITECTURES; mma.sync on sm_90 reaches 63 % of the wgmma peak (arXiv 2402.13499).
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ class Architecture:
     registers: int = 65536  # per SM
 
 
+# macs = published dense int8 peak / (2 * SMs * published boost clock); each is within 1 % of a power of two:
+#   80   A100 SXM   624 TOPS, 108 SMs, 1.410 GHz
+#   86   A40      299.3 TOPS,  84 SMs, 1.740 GHz
+#   89   RTX 4090 660.6 TOPS, 128 SMs, 2.520 GHz
+#   90a  H100 SXM  1979 TOPS, 132 SMs, 1.830 GHz
+#   120  RTX 5090   838 TOPS, 170 SMs, 2.407 GHz (3352 AI TOPS are FP4 with sparsity: a quarter)
+# float16 with float32 accumulation is taken at half of int8, as on the A40; a GeForce has a quarter (RTX 4090: 165.2
+# TFLOPS), so there the int8_qk kernels are the more bound by the tensor cores.
 ARCHITECTURES = {
     "80": Architecture(fma=64, macs=2048, mma_efficiency=1.0, shared_kb=164),
     "86": Architecture(fma=128, macs=1024, mma_efficiency=1.0, shared_kb=100),
