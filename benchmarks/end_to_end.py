@@ -1,7 +1,7 @@
 """Records `bench model` on whole models: all-MiniLM-L6-v2 with its weights, and a ViT-B/16 with random ones.
 
     python benchmarks/end_to_end.py                     all of them, on one core
-    python benchmarks/end_to_end.py vit_b16 --rounds 3
+    python benchmarks/end_to_end.py vit_b16 --rounds 9
 
 Exported and rewritten models go to models/cache, results to benchmarks/results/model_*.json.
 """
@@ -67,8 +67,8 @@ def record(name: str, rounds: int) -> None:
     result = rewrite(original)
     if kept := [a for a in result.attentions if a.decision != "replaced"] or not result.attentions:
         sys.exit(f"{name}: not replaced: {kept}")
-    result.save(rewritten)
-    arguments = ["bench", "model", str(original), str(rewritten), "--rounds", str(rounds), "--json"]
+    result.save(rewritten, force=True)
+    arguments = ["bench", "model", str(original), str(rewritten), "--rounds", str(rounds), "--runs", "3", "--json"]
     for shape in shapes:
         arguments += ["--shapes", shape]
     target = ROOT / f"benchmarks/results/model_cpu_1t_{name}.json"
@@ -83,7 +83,7 @@ def record(name: str, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(SIZES), metavar="NAME", help=", ".join(SIZES))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=21, help="short ones, so that a slow spell hits both models")
     chosen = parser.parse_args()
     if unknown := sorted(set(chosen.names) - SIZES.keys()):
         parser.error(f"no model {unknown[0]!r} (supported: {', '.join(SIZES)})")

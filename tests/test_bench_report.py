@@ -32,7 +32,7 @@ def op_document() -> dict:
 
 
 def model_document() -> dict:
-    row = {"model": "dir/a.onnx", "session_start": 0.5, "p50": 0.001, "p95": 0.002, "p99": 0.003}
+    row = {"model": "a.onnx", "session_start": 0.5, "p50": 0.001, "p95": 0.002, "p99": 0.003}
     row |= {"per_second": 900.0, "peak_memory": 2**27, "device_memory": 2**21}
     document = {"kind": "model", "header": HEADER, "inputs": {"ids": [8, 128]}, "error": 0.0125}
     return document | {"rows": [row, row | {"model": "b.onnx"}], "faster_by": "noise"}

@@ -111,6 +111,7 @@ def bench_model(
     ] = None,
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=3)] = 7,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of a model in each round.")] = 20,
     max_error: Annotated[float, typer.Option(help="Relative L2 error above which B is wrong and gets no time.")] = 0.2,
     as_json: Json = False,
 ) -> None:
@@ -124,7 +125,9 @@ def bench_model(
     from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
     feed = load_inputs(inputs) if inputs else random_inputs(model_io.load(model_a), parse_shapes(shapes or []))
-    result = bench_models(model_a, model_b, feed, runtime=runtime, threads=threads, rounds=rounds, max_error=max_error)
+    result = bench_models(
+        model_a, model_b, feed, runtime=runtime, threads=threads, rounds=rounds, runs=runs, max_error=max_error
+    )
     header = environment.describe() | {"device": runtime, "threads": threads}
     header["data"] = f"inputs of {inputs.name}" if inputs else "random inputs"
     sizes = {name: list(np.shape(x)) for name, x in feed.items()}

@@ -22,7 +22,7 @@ from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 class ModelTiming:
     """One model's figures; times in seconds, memory in bytes."""
 
-    model: str
+    model: str  # its file's name
     session_start: float
     p50: float
     p95: float
@@ -128,7 +128,9 @@ class _Worker:
         p50, p95, p99 = (float(p) for p in np.percentile(every, [50, 95, 99]))
         medians = tuple(float(np.median(r)) for r in self.latencies)
         per_second = float(1 / every.mean())
-        return ModelTiming(self.model, self.session_start, p50, p95, p99, per_second, **memory, rounds=medians)
+        return ModelTiming(
+            Path(self.model).name, self.session_start, p50, p95, p99, per_second, **memory, rounds=medians
+        )
 
     def close(self) -> None:
         self.process.kill()

@@ -107,7 +107,7 @@ def io_sentence(result: dict[str, Any]) -> str:
 def model_cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Return one model's cells, in the order of ``MODEL_COLUMNS``."""
     return (
-        Path(row["model"]).name,
+        row["model"],
         *(f"{1e3 * row[key]:.2f}" for key in ("p50", "p95", "p99")),
         f"{row['per_second']:.1f}",
         *(f"{row[key] / _MB:.0f}" for key in ("peak_memory", "device_memory")),
