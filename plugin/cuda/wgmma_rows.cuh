@@ -174,13 +174,12 @@ struct WgmmaRows {
   }
   // Eight words of the warp, for what the main loop has no registers to carry.
   INTFA_DEVICE uint32_t notes() const { return smem + Shape::kNotesOffset + 32 * (ptx::thread_index() >> 5); }
-  INTFA_DEVICE Limits limits(const AttentionParams& params) const {
-    return {params, notes()};
-  }                                                                                // from the warpgroup's
-                                                                                   // first query
-  INTFA_DEVICE int first_tile() const { return ptx::ld_shared_s32(notes() + 8); }  // had visit 0 been in this order
+  // The limits, counted from the warpgroup's first query.
+  INTFA_DEVICE Limits limits(const AttentionParams& params) const { return {params, notes()}; }
+  // See attend_all.
+  INTFA_DEVICE int first_tile() const { return ptx::ld_shared_s32(notes() + 8); }
   INTFA_DEVICE int last_visit() const { return ptx::ld_shared_s32(notes() + 12); }
-  INTFA_DEVICE uint32_t own_notes() const { return notes() + 16; }  // of the kernel
+  INTFA_DEVICE uint32_t own_notes() const { return notes() + 16; }  // the kernel's four
 
   // One tile: S, its scores, P, and O += P.V. k_used() and v_used() run when the warp has given K and V back.
   template <bool kMasked, typename KUsed, typename VUsed>

@@ -213,7 +213,7 @@ void give_registers(Warp& warp, const Instruction& i, LaneMask mask) {
   registers.set(warp.id, int(i.immediate));
 }
 
-// Where there are not enough, the warp stops, before it goes on with the same instruction.
+// Where there are not enough, the warp stops, and gets them when it runs again.
 void take_registers(Warp& warp, const Instruction& i, LaneMask mask) {
   require_full_warp(warp, i, mask);
   RegisterFile& registers = units(warp).registers;
