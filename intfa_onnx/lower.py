@@ -32,7 +32,8 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
         _replace(view, old, operand, node.outputs[0], Emitter(opset, names, anchor_name, node.outputs[0]), names)
     for state, operand, new in zip(match.states, match.presents, node.outputs[1:], strict=False):
         if state is not None:
-            _replace(view, state, operand, new, Emitter(opset, names, anchor_name, new), names)
+            # Not where the cache was joined, which is above the fused node: nothing else reads it.
+            _replace(view, state, operand, new, Emitter(opset, names, anchor_name, new), names, node)
     replaced = (*match.outputs, *(state for state in match.states if state is not None))
     for unused in (*(old.producer() for old in replaced), match.place, match.anchor):
         _remove_unused(unused)
@@ -88,13 +89,24 @@ def _fused_node(match: AttentionMatch, inputs: dict[str, ir.Value], options: Opt
     return node
 
 
-def _replace(view: View, old: ir.Value, operand: Operand, result: ir.Value, emitter: Emitter, names: Names) -> None:
-    """Compute ``operand`` where ``old`` was computed, under its name."""
+def _replace(
+    view: View,
+    old: ir.Value,
+    operand: Operand,
+    result: ir.Value,
+    emitter: Emitter,
+    names: Names,
+    after: ir.Node | None = None,
+) -> None:
+    """Compute ``operand`` under the name of ``old``: after a given node, or else where ``old`` was computed."""
     new = emitter.value(operand)
     producer = old.producer()
     assert producer is not None
     assert producer.graph is not None
-    producer.graph.insert_before(producer, emitter.nodes)
+    if after is not None:
+        producer.graph.insert_after(after, emitter.nodes)
+    else:
+        producer.graph.insert_before(producer, emitter.nodes)
     if new is not result:
         new_node = new.producer()
         assert new_node is not None

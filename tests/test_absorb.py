@@ -417,3 +417,18 @@ def test_boolean_mask_of_the_operator_that_excludes_everything():
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((5, 7), bool), "m"))
     rewritten = intfa_onnx.rewrite(model).to_proto()
     assert fused(rewritten)[0].input[3] == "m"
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_cache_of_a_head_size_that_is_padded(core):
+    """Heads of 12: channels of zeros are added for the operator, and do not show in the present keys and values."""
+    text, opset = CORES[core]
+    body = split("Q", "K", "V") + CACHE + text.format(q="Qh", k="Kc", v="Vc") + BACK
+    model = onnx.printer.to_text(build(body, PAST, PRESENT, opset=opset))
+    for old, new in ((",16]", ",12]"), (",64]", ",48]"), ("{16}", "{12}"), ("{64}", "{48}")):
+        model = model.replace(old, new)
+    padded = onnx.parser.parse_model(model)
+    for index, node in enumerate(padded.graph.node):
+        node.name = f"/{node.op_type}_{index}"
+    _, _, absorbed = check(padded)
+    assert {"past", "bshd"} <= set(absorbed)
