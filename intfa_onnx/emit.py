@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.match import Call, Const, Operand, Result, Shared
+from intfa_onnx.patterns.match import Call, Const, Lse, Operand, Result, Shared
 
 # From this opset on, ``axes`` is an input instead of an attribute.
 _AXES_INPUT_SINCE = {
@@ -18,6 +18,7 @@ _AXES_INPUT_SINCE = {
     "ReduceMax": 18,
     "ReduceMean": 18,
     "ReduceProd": 18,
+    "ReduceLogSumExp": 18,
 }
 
 
@@ -57,12 +58,15 @@ class Emitter:
         nodes: the nodes made, in topological order.
     """
 
-    def __init__(self, opset: int, names: Names, prefix: str, result: ir.Value | None = None):
+    def __init__(
+        self, opset: int, names: Names, prefix: str, result: ir.Value | None = None, lse: ir.Value | None = None
+    ):
         self.nodes: list[ir.Node] = []
         self._opset = opset
         self._names = names
         self._prefix = prefix
         self._result = result
+        self._lse = lse
         self._done: dict[Call | Const, ir.Value] = {}
 
     def value(self, operand: Operand) -> ir.Value:
@@ -72,6 +76,9 @@ class Emitter:
         if isinstance(operand, Result):
             assert self._result is not None
             return self._result
+        if isinstance(operand, Lse):
+            assert self._lse is not None
+            return self._lse
         if isinstance(operand, Shared):
             return self._shared(operand)
         if operand not in self._done:

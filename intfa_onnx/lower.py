@@ -9,9 +9,11 @@ import onnx_ir as ir
 
 from intfa_onnx import op_schema
 from intfa_onnx.emit import Emitter, Names
-from intfa_onnx.patterns.match import AttentionMatch, Call, Const, Operand, Shared, node_name
+from intfa_onnx.patterns.match import AttentionMatch, Call, Const, Operand, Shared, node_name, uses_lse
 from intfa_onnx.patterns.view import View
 from intfa_onnx.plan import Options
+
+_LSE = op_schema.OUTPUTS.index("lse")
 
 
 def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> ir.Node:
@@ -25,11 +27,19 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
     if options.target != "ort" and _is_bool(view, operands.get("attn_mask")):
         operands["attn_mask"] = _float_mask(operands["attn_mask"], match.dtype)
     node = _fused_node(match, {n: emitter.value(x) for n, x in operands.items()}, options)
+    lse = node.outputs[_LSE] if len(node.outputs) > _LSE else None
     for output in node.outputs:
         output.name, output.dtype = names.unique(f"{anchor_name}/{op_schema.OP_TYPE}_output"), match.dtype
+    if lse is not None:
+        lse.dtype = ir.DataType.FLOAT
+        for state, output in zip(match.states, node.outputs[1:_LSE], strict=True):
+            # TensorRT's plugins have their outputs without gaps.
+            output.name = "" if state is None and options.target == "ort" else output.name
     graph.insert_before(match.place, [*emitter.nodes, node])
     for old, operand in match.outputs.items():
-        _replace(view, old, operand, node.outputs[0], Emitter(opset, names, anchor_name, node.outputs[0]), names)
+        emitter, producer = Emitter(opset, names, anchor_name, node.outputs[0], lse), old.producer()
+        assert producer is not None
+        _replace(view, old, operand, node.outputs[0], emitter, names, producer)
     for state, operand, new in zip(match.states, match.presents, node.outputs[1:], strict=False):
         if state is not None:
             # Not where the cache was joined, which is above the fused node: nothing else reads it.
@@ -72,6 +82,8 @@ def _fused_node(match: AttentionMatch, inputs: dict[str, ir.Value], options: Opt
     ordered = [inputs.get(n) for n in op_schema.INPUTS[: op_schema.INPUTS.index(used[-1]) + 1]]
     wanted: dict[str, Any] = {**match.attributes, "precision": options.precision, "scheme": options.scheme}
     num_outputs = 1 + max((i + 1 for i, s in enumerate(match.states) if s is not None), default=0)
+    if any(uses_lse(x) for x in match.outputs.values()):
+        num_outputs = len(op_schema.OUTPUTS)
     wanted |= {"plugin_inputs": "" if None not in ordered else ",".join(used), "plugin_outputs": num_outputs}
     attributes = {n: a for n, a in wanted.items() if a != op_schema.ATTRIBUTES[n].default}
     attributes.update({n: op_schema.ATTRIBUTES[n].default for n in ("plugin_namespace", "plugin_version")})

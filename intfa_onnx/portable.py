@@ -122,7 +122,7 @@ def _function(config: Configuration, opset: int, overload: str) -> ir.Function:
 
 
 def _body(x: dict[str, ir.Value], c: Configuration) -> list[Operand]:
-    """Y, present_key and present_value in terms of the parameters."""
+    """The outputs in terms of the parameters."""
     q, k, v = (
         _heads(x[n], h) if c.packed else x[n]
         for n, h in (("Q", c.q_num_heads), ("K", c.kv_num_heads), ("V", c.kv_num_heads))
@@ -149,6 +149,7 @@ def _body(x: dict[str, ir.Value], c: Configuration) -> list[Operand]:
         scores = Call("Where", (mask, scores, _f(-np.inf))) if c.bool_mask else Call("Add", (scores, _float(mask)))
     for allowed in limits:
         scores = Call("Where", (allowed, scores, _f(-np.inf)))
+    lse = Call("ReduceLogSumExp", (scores,), {"axes": [-1], "keepdims": 0})
     probs: Operand = Call("Softmax", (scores,), {"axis": -1})
     # A row with every key excluded gives 0.
     empty = Call("Equal", (Call("ReduceMax", (scores,), {"axes": [-1], "keepdims": 1}), _f(-np.inf)))
@@ -157,7 +158,7 @@ def _body(x: dict[str, ir.Value], c: Configuration) -> list[Operand]:
     if c.packed:
         y = Call("Transpose", (y,), {"perm": [0, 2, 1, 3]})
         y = Call("Reshape", (y, _i([0, 0, -1])))
-    return [Call("Cast", (y,), {"to": int(c.dtype)}), *states]
+    return [Call("Cast", (y,), {"to": int(c.dtype)}), *states, lse]
 
 
 def _limits(x: dict[str, ir.Value], c: Configuration, seqlen_q: Operand, seqlen_kv: Operand) -> list[Operand]:
@@ -221,7 +222,7 @@ def _scalar(x: Operand) -> Operand:
 
 
 def _not_greater(a: Operand, b: Operand) -> Operand:
-    """a <= b; LessOrEqual came with opset 12."""
+    """A <= b; LessOrEqual came with opset 12."""
     return Call("Not", (Call("Greater", (a, b)),))
 
 

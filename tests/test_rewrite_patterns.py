@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from attention_graphs import BOOL, KT, MASK, TAIL, check_raise, feed, fused, parse, rejection, run
-from onnx import TensorProto, helper, numpy_helper
+from attention_graphs import BOOL, KT, TAIL, check_raise, feed, parse, rejection, run
+from onnx import numpy_helper
 
 import intfa_onnx
 

@@ -1,6 +1,7 @@
-"""Masks by multiplication, as TF and the first GPT-2 write them: ``scores * b - 1e4 * (1 - b)`` with b of zeros and ones.
+"""Masks by multiplication, as TF and the first GPT-2 write them: ``scores * b - 1e4 * (1 - b)``.
 
-Where b is 1 this is the score, where it is 0 it is -1e4: a mask, if both parts are provably made of the same b.
+Where b, of zeros and ones, is 1 this is the score, where it is 0 it is -1e4: a mask, if both parts are
+provably made of the same b.
 """
 
 from __future__ import annotations

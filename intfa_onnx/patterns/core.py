@@ -6,6 +6,8 @@ understood completely, or the match ends with a reason. ``absorb`` then makes th
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
@@ -24,9 +26,10 @@ from intfa_onnx.patterns.match import (
     slice_of,
     transpose,
 )
-from intfa_onnx.patterns.products import Product, pv_product, qk_product
+from intfa_onnx.patterns.products import Product, joined, pv_product, qk_product
 from intfa_onnx.patterns.rows import check_same_rows
 from intfa_onnx.patterns.scores import read_scores
+from intfa_onnx.patterns.sinks import apply_sink, drops_sink, part_from_sink
 from intfa_onnx.patterns.view import View, int_attribute
 from intfa_onnx.patterns.walk import check_readers, check_row_guards, values_on_path, walk_down, walk_up
 
@@ -47,30 +50,35 @@ def match_core(
     Raises:
         NoMatch: with the reason.
     """
+    scores, readers, sink = part_from_sink(view, scores, readers)
     check_readers(view, scores, readers)
-    down = walk_down(view, probs)
+    down = walk_down(view, probs, None if sink is None else partial(drops_sink, view, sink))
     qk_node, path_up = walk_up(view, scores)
     check_row_guards(down.row_guards, qk_node, path_up)
-    if view.is_constant(down.node.inputs[1 - down.side]):
+    if any(view.is_constant(node.inputs[1 - side]) for node, side in down.products):
         raise NoMatch("V is a constant: a gate, not attention")
     qk = qk_product(view, qk_node)
-    pv = pv_product(view, down.node, down.side)
+    pv = joined(view, [pv_product(view, node, side) for node, side in down.products])
     dtype = float_dtype(view.dtype(qk.first))
     meaning = read_scores(view, qk_node, path_up, _scores_shape(qk))
     notes: list[str] = []
-    if meaning.may_exclude and not down.guarded:
+    if meaning.may_exclude and not down.guarded and sink is None:
         notes.append("a row with every key masked gives 0 where the original gives NaN")
     for what, node in (*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)):
         notes.append(f"the operator's own quantization takes the place of that of the {what} ('{node_name(node)}')")
     q: Operand = transpose(qk.first, qk.first_perm)
     for op, value in meaning.row_scale:
         q = Call(op, (q, value))
-    v_value, from_pv_type = _value_operand(view, pv.second, dtype)
-    v = transpose(v_value, pv.second_perm)
+    v_values, from_pv_types = zip(*(_value_operand(view, x, dtype) for x in (pv.second, *pv.more)), strict=True)
+    v, from_pv_type = pv.keys(v_values), from_pv_types[0]
     result: Operand = RESULT
+    if sink is not None:
+        result = apply_sink(view, sink, qk, pv, result, dtype)
     if down.factor != 1.0:
         result = Call("Mul", (result, Const(np.array(down.factor, dtype.numpy()))))
     reshaped = down.reshaped or meaning.shape is not None
+    if reshaped and (sink is not None or pv.more):
+        raise NoMatch("the scores or the probabilities are reshaped, and have a sink or two parts")
     if reshaped:
         check_same_rows(view, values_on_path(qk_node, path_up), down.values)
     if reshaped and view.dims.of(pv.first) != view.dims.of(qk_node.outputs[0]):
@@ -81,7 +89,7 @@ def match_core(
         result = Call("Reshape", (result, join(shape_slice(original, 0, -2), tail)))
     if from_pv_type is not None:
         result = Call("Cast", (result,), {"to": int(from_pv_type)})
-    inputs: dict[str, Operand] = {"Q": q, "K": transpose(qk.second, qk.second_perm), "V": v}
+    inputs: dict[str, Operand] = {"Q": q, "K": qk.keys(), "V": v}
     if meaning.mask is not None:
         inputs["attn_mask"] = meaning.mask
     outputs: dict[ir.Value, Operand] = {down.node.outputs[0]: transpose(result, pv.result_perm)}
@@ -142,5 +150,4 @@ def _replace_metadata_readers(view: View, qk: Product, values: list[ir.Value]) -
 
 def _scores_shape(qk: Product) -> Operand:
     """[..., Sq, Skv] from the shapes of Q and K."""
-    q, k = transpose(qk.first, qk.first_perm), transpose(qk.second, qk.second_perm)
-    return join(shape_slice(q, 0, -1), shape_slice(k, -2, -1))
+    return join(shape_slice(transpose(qk.first, qk.first_perm), 0, -1), shape_slice(qk.keys(), -2, -1))

@@ -37,6 +37,11 @@ class Result:
 
 
 @dataclass(frozen=True, eq=False)
+class Lse:
+    """Stands for the fused node's lse in ``AttentionMatch.outputs``: float32 [B, Hq, Sq]."""
+
+
+@dataclass(frozen=True, eq=False)
 class Shared:
     """An expression over values of the graph that several attentions read: it is computed once.
 
@@ -49,8 +54,9 @@ class Shared:
     before: ir.Node
 
 
-Operand = Union[ir.Value, Const, Call, Result, Shared]  # noqa: UP007
+Operand = Union[ir.Value, Const, Call, Result, Lse, Shared]  # noqa: UP007
 RESULT = Result()
+LSE = Lse()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +128,11 @@ def substitute(x: Operand, result: Operand) -> Operand:
     if x is RESULT:
         return result
     return Call(x.op_type, tuple(substitute(i, result) for i in x.inputs), x.attributes) if isinstance(x, Call) else x
+
+
+def uses_lse(x: Operand) -> bool:
+    """Return whether an expression reads the fused node's lse."""
+    return x is LSE or (isinstance(x, Call) and any(uses_lse(i) for i in x.inputs))
 
 
 def slice_of(x: Operand, start: int, end: int | None) -> Operand:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns.match import NoMatch
+from intfa_onnx.patterns.match import Call, NoMatch, Operand, transpose
 from intfa_onnx.patterns.view import View
 
 
@@ -21,6 +22,7 @@ class Product:
         second_perm: brings ``second`` to [..., Skv, D], or [..., Skv, Dv].
         result_perm: brings [..., Sq, Dv] to the product's output.
         rank: number of axes, the same everywhere.
+        more: further parts of ``second``, which follow it along the keys, stored in the same way.
     """
 
     first: ir.Value
@@ -29,6 +31,36 @@ class Product:
     second_perm: tuple[int, ...]
     result_perm: tuple[int, ...]
     rank: int
+    more: tuple[ir.Value, ...] = ()
+
+    def keys(self, parts: Sequence[Operand] | None = None) -> Operand:
+        """Return ``second`` in the standard order of axes, put together from its parts, or from what replaces them."""
+        ordered = tuple(transpose(x, self.second_perm) for x in parts or (self.second, *self.more))
+        return Call("Concat", ordered, {"axis": self.rank - 2}) if self.more else ordered[0]
+
+
+def joined(view: View, parts: list[Product]) -> Product:
+    """Return several products over parts of the keys as one.
+
+    Raises:
+        NoMatch: their operands differ in more than the number of keys.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.first_perm, part.second_perm, part.result_perm) != (
+            first.first_perm,
+            first.second_perm,
+            first.result_perm,
+        ):
+            raise NoMatch("parts of the keys are stored in different ways")
+        for axis in first.second_perm[:-2]:
+            sizes = [view.dims.dim(p.second, axis) for p in (first, part)]
+            if sizes[0] != sizes[1] and any(isinstance(s, int) for s in sizes):
+                raise NoMatch("parts of the keys differ in batch or heads")
+        channels = [view.dim(p.second, first.second_perm[-1]) for p in (first, part)]
+        if channels[0] != channels[1] or None in channels or view.dtype(part.second) != view.dtype(first.second):
+            raise NoMatch("parts of the keys do not provably have the same channels and type")
+    return replace(first, more=tuple(p.second for p in parts[1:]))
 
 
 def qk_product(view: View, node: ir.Node) -> Product:
@@ -37,6 +69,11 @@ def qk_product(view: View, node: ir.Node) -> Product:
     Raises:
         NoMatch: the ranks are unknown or differ, or the Einsum is not this product.
     """
+    if node.op_type == "Concat":
+        parts = [qk_product(view, p) for i in node.inputs if i is not None and (p := i.producer()) is not None]
+        if any(p.first is not parts[0].first for p in parts):
+            raise NoMatch("parts of the keys are multiplied with different queries")
+        return joined(view, parts)
     first, second = _operands(node)
     if node.op_type == "MatMul":
         rank = _rank(view, node, first, second)

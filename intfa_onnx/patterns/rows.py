@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import onnx_ir as ir
 
 from intfa_onnx.patterns.dims import Dims
@@ -35,7 +37,7 @@ def check_same_rows(view: View, scores: list[ir.Value], probs: list[ir.Value]) -
     """
     sizes = _Followed(view)
     values = [*scores, *probs]
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in pairwise(values):
         node = after.producer()
         if (node is None or node.op_type not in SAME_ELEMENTS) and view.rank(after) == view.rank(before):
             sizes.same(after, before)

@@ -149,8 +149,8 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
         spacing = -meaning.overwritten * float(dtype.eps)
         if spacing < _SWALLOWS:
             raise NoMatch(
-                f"'{node_name(node)}' adds to scores that are overwritten with {meaning.overwritten:g}: rows with every "
-                "key masked depend on it"
+                f"'{node_name(node)}' adds to scores that are overwritten with {meaning.overwritten:g}: rows with "
+                "every key masked depend on it"
             )
     bias: Operand = Call("Neg", (other,)) if node.op_type == "Sub" else other
     meaning.tanh = False

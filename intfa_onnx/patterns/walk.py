@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.match import NoMatch, node_name
+from intfa_onnx.patterns.sizes import Token
 from intfa_onnx.patterns.view import View
 
 SAME_VALUE = ("Cast", "CastLike", "Identity")
@@ -19,8 +21,8 @@ _MAX_STEPS = 16
 class Down:
     """The way from the softmax to the product with V."""
 
-    node: ir.Node
-    side: int  # by which input P enters the product
+    node: ir.Node  # the product, or the addition of several
+    products: list[tuple[ir.Node, int]]  # each with the input by which P, or its next columns, enters
     values: list[ir.Value]
     guarded: bool = False  # NaN is replaced by 0
     factor: float = 1.0
@@ -29,7 +31,17 @@ class Down:
     quantized: tuple[ir.Node, ...] = ()  # each QuantizeLinear, which a DequantizeLinear undoes
 
 
-def walk_down(view: View, probs: ir.Value) -> Down:
+def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], bool] | None = None) -> Down:
+    """Find P V below ``probs``.
+
+    Args:
+        view: facts about the model.
+        probs: result of the softmax.
+        drops_column: whether a Slice takes away what the softmax has besides the keys; None where it has nothing.
+
+    Raises:
+        NoMatch: something on the way is not understood.
+    """
     value, guarded, reshaped, factor, passed = probs, False, False, 1.0, []
     row_guards: tuple[ir.Value, ...] = ()
     quantized: tuple[ir.Node, ...] = ()
@@ -41,15 +53,26 @@ def walk_down(view: View, probs: ir.Value) -> Down:
         if len(readers) == 2 and {n.op_type for n, _ in readers} == {"IsNaN", "Where"}:
             value, guarded = _nan_guard(view, value, readers), True
             continue
+        if drops_column is None and (parts := _parts_of_keys(view, value, readers)) is not None:
+            add, products = parts
+            return Down(add, products, passed, guarded or bool(row_guards), factor, reshaped, row_guards, quantized)
         if len(readers) != 1:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
         if node.op_type in ("MatMul", "Einsum"):
-            return Down(node, index, passed, guarded or bool(row_guards), factor, reshaped, row_guards, quantized)
+            if drops_column is not None:
+                raise NoMatch("the sink's column goes into the product with V")
+            return Down(
+                node, [(node, index)], passed, guarded or bool(row_guards), factor, reshaped, row_guards, quantized
+            )
         if node.op_type in SAME_VALUE or (node.op_type == "Dropout" and is_idle_dropout(view, node)):
             pass
         elif node.op_type in SAME_ELEMENTS:
             reshaped = True
+        elif drops_column is not None and index == 0 and drops_column(node):
+            if reshaped or any(view.metadata_readers(v) for v in passed):
+                raise NoMatch("the probabilities are reshaped, or their shape is read, with the sink's column")
+            drops_column, passed = None, []
         elif index == 0 and (undone := dequantized(view, node)) is not None:
             value, quantized = undone, (*quantized, node)
             continue
@@ -67,6 +90,39 @@ def walk_down(view: View, probs: ir.Value) -> Down:
             )
         value = node.outputs[0]
     raise NoMatch("no product with V below the softmax")
+
+
+def _parts_of_keys(
+    view: View, probs: ir.Value, readers: list[tuple[ir.Node, int]]
+) -> tuple[ir.Node, list[tuple[ir.Node, int]]] | None:
+    """Read ``P[..., :n] V1 + P[..., n:] V2``: the addition, and the products in the order of the keys."""
+    if len(readers) != 2 or any(n.op_type != "Slice" or i != 0 for n, i in readers):
+        return None
+    halves = [(n, _bounds(view, n, view.rank(probs))) for n, _ in readers]
+    if any(b is None for _, b in halves):
+        return None
+    (first, (start, middle)), (second, (again, end)) = sorted(halves, key=lambda half: half[1][0] != 0)  # type: ignore
+    if start != 0 or not isinstance(end, int) or end < np.iinfo(np.int32).max or middle != again or middle is None:
+        return None
+    below = []
+    for node in (first, second):
+        only = view.readers(node.outputs[0])
+        if len(only) != 1 or only[0][0].op_type != "MatMul" or node.outputs[0].is_graph_output():
+            return None
+        below.append(only[0])
+    sums = [view.readers(n.outputs[0]) for n, _ in below]
+    if any(len(s) != 1 or n.outputs[0].is_graph_output() for s, (n, _) in zip(sums, below, strict=True)):
+        return None
+    add = sums[0][0][0]
+    is_sum = add.op_type == "Add" and add is sums[1][0][0] and {sums[0][0][1], sums[1][0][1]} == {0, 1}
+    return (add, below) if is_sum else None
+
+
+def _bounds(view: View, node: ir.Node, rank: int | None) -> tuple[Token | None, Token | None] | None:
+    """Return start and end of a Slice of the last axis alone, one by one."""
+    start, end, axis, *step = (view.dims.content(i) for i in node.inputs[1:]) if len(node.inputs) > 3 else (None,) * 3
+    over_last = axis in ((-1,), (rank - 1,) if rank else (-1,)) and step in ([], [(1,)])
+    return (start[0], end[0]) if over_last and start and end and len(start) == len(end) == 1 else None
 
 
 def _nan_guard(view: View, probs: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Value:
@@ -137,7 +193,7 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
     if node is None or depth > _MAX_STEPS or node.domain not in ("", "ai.onnx"):
         return None
     # A product with constant weights is a projection. Constant queries, though, are what latents and prompts are.
-    is_product = node.op_type in ("MatMul", "Einsum") and not any(view.is_constant(i) for i in node.inputs[-1:])
+    is_product = _is_product(view, node) or _is_product_of_parts(view, node)
     if not is_product and node.op_type not in _SCORE_INPUTS:
         return None
     best: tuple[ir.Node, Path] | None = (node, []) if is_product else None
@@ -157,6 +213,30 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
         blocked.append(str(reason))
         return None
     return best
+
+
+def _is_product(view: View, node: ir.Node | None) -> bool:
+    return (
+        node is not None
+        and node.op_type in ("MatMul", "Einsum")
+        and not any(view.is_constant(i) for i in node.inputs[-1:])
+    )
+
+
+def _is_product_of_parts(view: View, node: ir.Node) -> bool:
+    """Whether it is ``Concat(Q K1^T, Q K2^T)`` over the keys, of products that nothing else reads."""
+    rank, axis = view.rank(node.outputs[0]), node.attributes.get("axis")
+    if node.op_type != "Concat" or rank is None or axis is None or axis.as_int() not in (-1, rank - 1):
+        return False
+    return all(
+        i is not None and _is_product(view, i.producer()) and len(i.uses()) == 1 and not i.is_graph_output()
+        for i in node.inputs
+    )
+
+
+def finds_product(view: View, value: ir.Value) -> bool:
+    """Return whether there is a product above a value that may be scores."""
+    return _find_product(view, value, 0, []) is not None
 
 
 def check_readers(view: View, scores: ir.Value, expected: set[ir.Node]) -> None:
