@@ -19,13 +19,13 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 skipped() { echo "skipped: $*" >&2; }
 
-rm -rf .peers/python .peers/ort.tar.xz
-mkdir -p .peers/cache .peers/python
+rm -rf .peers/python .peers/*.tar.xz
+mkdir -p .peers/cache "$scratch/python"
 INTFA_CACHE_DIR=$PWD/.peers/cache cmake -S . -B "$scratch/build" -DINTFA_CUDA=OFF >"$scratch/cmake.log" || # configuring is what downloads
   { tail -n 20 "$scratch/cmake.log" >&2; exit 1; }
 
 # --no-deps throughout: that machine's own numpy and torch stay.
-install() { "$python" -m pip install --quiet --no-deps --no-compile --upgrade --target .peers/python "$@"; }
+install() { "$python" -m pip install --quiet --no-deps --no-compile --upgrade --target "$scratch/python" "$@"; }
 install sageattention==1.0.6 || skipped "sageattention, a peer of the benchmark"
 
 # pycuda is compiled here. It links libcuda.so, which only a driver brings: one of a single function will do (without any, the
@@ -38,9 +38,10 @@ CUDA_INC_DIR = ["$cuda/include"]
 CUDADRV_LIB_DIR = ["$scratch"]
 EOF
 { HOME=$scratch install --no-binary=pycuda pycuda pytools siphash24 platformdirs mako markupsafe >"$scratch/pycuda.log" 2>&1 &&
-  readelf -d .peers/python/pycuda/_driver*.so | grep -q 'NEEDED.*libcuda.so.1'; } ||
+  readelf -d "$scratch"/python/pycuda/_driver*.so | grep -q 'NEEDED.*libcuda.so.1'; } ||
   { grep -m 3 'error:' "$scratch/pycuda.log" >&2 || true; skipped "pycuda: the tests marked gpu need it"; }
-find .peers/python -name '*.so' -exec strip --strip-unneeded {} + # 17 MB of pycuda's 19
+find "$scratch/python" -name '*.so' -exec strip --strip-unneeded {} + # 17 MB of pycuda's 19
+tar -cJf .peers/python.tar.xz -C "$scratch/python" .
 
 { "$python" -m pip download --quiet --no-deps --only-binary=:all: -d "$scratch" "onnxruntime-gpu==$ort_version" &&
   "$python" benchmarks/pack_ort.py "$scratch"/onnxruntime_gpu-*.whl "$sm" .peers/ort.tar.xz; } ||

@@ -25,8 +25,8 @@ out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin COLUMNS=160
 [ -d .peers/cache ] && export INTFA_CACHE_DIR=$PWD/.peers/cache
-[ -d .peers/python ] && PYTHONPATH=$PYTHONPATH:$PWD/.peers/python
-[ -f .peers/ort.tar.xz ] && PYTHONPATH=$PWD/build/gpu_peers:$PYTHONPATH # before the CPU build of ONNX Runtime that may be there
+# Where the archives of .peers are unpacked: before the CPU build of ONNX Runtime that may be there.
+compgen -G '.peers/*.tar.xz' >/dev/null && PYTHONPATH=$PWD/build/gpu_peers:$PYTHONPATH
 # ONNX Runtime finds CUDA where torch's packages have it, also in a process that does not import torch.
 libraries=$("$python" -c '
 import glob, nvidia
@@ -67,10 +67,11 @@ build() {
 }
 cuda_code() { "$python" -c 'from intfa_onnx import c_abi; code = c_abi.cuda_architectures(); print(code); exit(not code)'; }
 peers() {  # unpack, then say what Python has; what is absent is a skip later
-  if [ -f .peers/ort.tar.xz ]; then
-    rm -rf build/gpu_peers
-    "$python" -c 'import tarfile; tarfile.open(".peers/ort.tar.xz").extractall("build/gpu_peers")'
-  fi
+  rm -rf build/gpu_peers
+  "$python" -c '
+import pathlib, tarfile
+for archive in pathlib.Path(".peers").glob("*.tar.xz"):
+    tarfile.open(archive).extractall("build/gpu_peers")'
   "$python" -c '
 import importlib, os, platform
 found, absent = ["python " + platform.python_version()], []
