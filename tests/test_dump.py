@@ -117,6 +117,15 @@ def test_constants_that_decide_structure_stay():
     assert 0.3 in [round(float(x), 6) for x in scalars]
 
 
+def test_cut_is_as_large_as_its_reason():
+    """A nearer cut would be rejected too, but for having no product."""
+    body = KT + "s = MatMul (Q, Kt)\n t = Mul (s, R)\n u = Identity (t)\n v = Identity (u)\n X = Identity (v)\n" + TAIL
+    model = parse(body, ", float[B, 1, 1, T] R")
+    [row] = intfa_onnx.rewrite(model).attentions
+    assert "from key to key" in row.reason
+    check_part(model, row)
+
+
 def test_unknown_and_ambiguous_names():
     with pytest.raises(ModelError, match=r"0 attentions are named 'no such'\. Give one of: '/p0', '/p1'"):
         dump(deep_model(2), "no such")
