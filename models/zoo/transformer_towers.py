@@ -40,15 +40,6 @@ def xlnet(attention: str) -> Case:
     return _encoder(t.XLNetModel(config), gain=3)
 
 
-@define("encoder", ("eager",))
-def nystromformer(attention: str) -> Case:
-    """Of its three softmaxes per layer, the one of the landmarks over all keys stands before V."""
-    config = t.NystromformerConfig(**_BERT, segment_means_seq_len=12, num_landmarks=4, conv_kernel_size=3)
-    model = prepare(t.NystromformerModel(config))
-    module = Call(model, lambda m, i: m(input_ids=i).last_hidden_state)
-    return Case(module, {"input_ids": Input("ids", ("batch", 12))}, {"batch": 2}, LAYERS, peer=("bert", HEADS, HIDDEN))
-
-
 @define("negative", ("eager",), negative=True)
 def longformer(attention: str) -> Case:
     """A band of scores, cut out of products of overlapping chunks."""
@@ -193,7 +184,8 @@ def clip(attention: str) -> Case:
         "pixel_values": Input("float", ("images", 3, 32, 32)),
     }
     sizes = {"batch": 2, "seq": 12, "images": 3}
-    return Case(Call(prepare(t.CLIPModel(config)), function), inputs, sizes, 2 * LAYERS, peer=("clip", HEADS, HIDDEN))
+    model = prepare(t.CLIPModel(config), gain=2)  # its weights start out larger
+    return Case(Call(model, function), inputs, sizes, 2 * LAYERS, peer=("clip", HEADS, HIDDEN))
 
 
 @define("vision")
