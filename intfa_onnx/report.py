@@ -26,8 +26,9 @@ class AttentionReport:
         precision: "int8" or "int8_qk", where replaced.
         scheme: "tile" or "paper", where replaced.
         absorbed: what the one node now does that separate nodes did before: "k_transpose", "scale", "mask", "causal",
-            "softcap", "gqa", "bshd", "past".
-        notes: what differs on inputs that the original does not handle, e.g. rows that it turns into NaN.
+            "window", "softcap", "gqa", "bshd", "past".
+        notes: what differs on inputs that the original does not handle, e.g. rows that it turns into NaN, and why a
+            mask that limits positions stays a tensor.
         output: name of the value that the attention computes; unchanged by the rewrite.
     """
 
