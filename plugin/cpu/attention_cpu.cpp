@@ -29,6 +29,7 @@ struct Call {
   PrepareHeadFn prepare_head = cpu::prepare_head();
   PackTileFn pack_tile = cpu::pack_tile();
   PackQueriesFn pack_queries = cpu::pack_queries();
+  MaskIsZeroFn mask_is_zero = cpu::mask_is_zero();
   LoadMaskFn load_mask = cpu::load_mask();
   StoreRowsFn store_rows = cpu::store_rows();
   SoftmaxFn softmax = softmax_tile(form);
@@ -58,6 +59,9 @@ struct GroupKeys {
   }
 };
 
+// What of the mask a tile needs: nothing, one row for all queries, or one for each.
+enum class Bias { kNone, kShared, kRows };
+
 // One block of query rows of one KV head.
 struct BlockTask {
   const Call& call;
@@ -83,7 +87,8 @@ struct BlockTask {
  private:
   void start();
   void tile(int64_t index) const;
-  void tile_rows(int64_t index, int first, int count, bool mask_loaded) const;
+  void tile_rows(int64_t index, int first, int count, Bias bias) const;
+  bool mask_is_zero(int first, int count, int64_t first_key) const;
   void finish() const;
   void mark_non_finite(int row, float* lse) const;
 };
@@ -122,17 +127,25 @@ void BlockTask::run() {
 
 void BlockTask::tile(int64_t index) const {
   const int64_t first_key = index * layout.tile_n;
-  bool mask_loaded = false;
+  Bias bias = p.mask.present ? Bias::kRows : Bias::kNone;
   if (p.mask.present && one_mask_row) {
-    if (!call.load_mask(p.mask, t.mask, mask_offset(0), first_key, layout.tile_n, block.bias)) return;
-    mask_loaded = true;
+    bias = mask_is_zero(0, 1, first_key) ? Bias::kNone : Bias::kShared;
+    if (bias == Bias::kShared && !call.load_mask(p.mask, t.mask, mask_offset(0), first_key, layout.tile_n, block.bias))
+      return;
   }
   if (!layout.whole_heads) call.pack_tile(p, t, layout, batch, kv_head, head, index);
-  for (int r = 0; r < rows; r += kRows) tile_rows(index, r, std::min(kRows, rows - r), mask_loaded);
+  for (int r = 0; r < rows; r += kRows) tile_rows(index, r, std::min(kRows, rows - r), bias);
+}
+
+bool BlockTask::mask_is_zero(int first, int count, int64_t first_key) const {
+  const int64_t keys = std::min(layout.tile_n, num_keys - first_key);
+  for (int r = first; r < first + count; ++r)
+    if (!call.mask_is_zero(p.mask, t.mask, mask_offset(r), first_key, keys)) return false;
+  return true;
 }
 
 // Rows [first, first + count) against one tile.
-void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded) const {
+void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const {
   const int64_t first_key = index * layout.tile_n;
   const int64_t keys = std::min(layout.tile_n, num_keys - first_key);
   const GroupKeys& group = groups[first / kRows];
@@ -155,7 +168,8 @@ void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded)
 
   const int chunk_begin = static_cast<int>(any_begin / kChunk);
   const int chunk_end = static_cast<int>((any_end + kChunk - 1) / kChunk);
-  if (p.mask.present && !mask_loaded) {
+  if (bias == Bias::kRows && mask_is_zero(first, count, first_key)) bias = Bias::kNone;
+  if (bias == Bias::kRows) {
     bool any = false;
     for (int r = 0; r < count; ++r)
       any |= call.load_mask(p.mask, t.mask, mask_offset(first + r), first_key, layout.tile_n,
@@ -180,8 +194,8 @@ void BlockTask::tile_rows(int64_t index, int first, int count, bool mask_loaded)
                 .factor = block.row_factor + first,
                 .key_begin = whole ? nullptr : begin,
                 .key_end = whole ? nullptr : end,
-                .bias = p.mask.present ? block.bias : nullptr,
-                .bias_stride = mask_loaded ? 0 : layout.tile_stride,
+                .bias = bias == Bias::kNone ? nullptr : block.bias,
+                .bias_stride = bias == Bias::kShared ? 0 : layout.tile_stride,
                 .softcap = p.softcap * kLog2E,
                 .offset = block.row_offset + first,
                 .row_max = block.row_max + first,

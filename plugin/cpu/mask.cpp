@@ -38,6 +38,27 @@ HWY_INLINE bool mask_row(int64_t keys, float* HWY_RESTRICT out, Load load) {
   return hn::ReduceMax(d, max) != -INFINITY;
 }
 
+// Whether `bytes` bytes are all `value`.
+HWY_INLINE bool all_bytes(const uint8_t* data, int64_t bytes, uint8_t value) {
+  const hn::Repartition<uint8_t, DU> d;
+  const auto wanted = hn::Set(d, value);
+  const int64_t n = hn::MaxLanes(d);
+  auto different = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + n <= bytes; i += n) different = hn::Or(different, hn::Xor(hn::LoadU(d, data + i), wanted));
+  if (i < bytes) different = hn::Or(different, hn::Xor(hn::LoadNOr(wanted, d, data + i, bytes - i), wanted));
+  return hn::AllTrue(d, hn::Eq(different, hn::Zero(d)));
+}
+
+bool zero_mask_row(const MaskProblem& mask, const void* data, int64_t offset, int64_t first_key, int64_t keys) {
+  if (mask.stride_key != 1 || first_key + keys > mask.seqlen_kv) return false;
+  const uint8_t* bytes = static_cast<const uint8_t*>(data);
+  offset += first_key;
+  if (mask.dtype == DataType::kBool) return all_bytes(bytes + offset, keys, 1);
+  if (mask.dtype == DataType::kFloat32) return all_bytes(bytes + offset * 4, keys * 4, 0);
+  return false;
+}
+
 bool load_mask_row(const MaskProblem& mask, const void* data, int64_t offset, int64_t first_key, int64_t keys,
                    float* out) {
   const DF d;
@@ -93,8 +114,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace intfa::cpu {
 
+HWY_EXPORT(zero_mask_row);
 HWY_EXPORT(load_mask_row);
 
+MaskIsZeroFn mask_is_zero() { return HWY_DYNAMIC_POINTER(zero_mask_row); }
 LoadMaskFn load_mask() { return HWY_DYNAMIC_POINTER(load_mask_row); }
 
 }  // namespace intfa::cpu

@@ -57,6 +57,12 @@ struct OutputRows {
 using StoreRowsFn = void (*)(const AttentionProblem& problem, const OutputRows& rows, void* y);
 StoreRowsFn store_rows();
 
+// Whether the mask leaves keys [first_key, first_key + keys) of a row as they are; may say no of a mask that is not
+// contiguous bool or float32. Exporters write masks of all rows, and most of their tiles mask nothing.
+using MaskIsZeroFn = bool (*)(const MaskProblem& mask, const void* data, int64_t offset, int64_t first_key,
+                              int64_t keys);
+MaskIsZeroFn mask_is_zero();
+
 // One row of the mask for keys [first_key, first_key + keys): log2 bias, padded with -inf to a multiple of kChunk.
 // offset: element of key 0. Returns whether any key is attended.
 using LoadMaskFn = bool (*)(const MaskProblem& mask, const void* data, int64_t offset, int64_t first_key, int64_t keys,
