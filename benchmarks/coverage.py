@@ -44,9 +44,9 @@ where they ask; what they fuse counts if the output is unchanged within 0.2%. Th
 
 The bound in float is {growth} machine epsilons of the model's type, relative to the largest value. ONNX Runtime's own
 graph optimizations, which reorder the same arithmetic, move these models by up to {noise}; the raise step by up to
-{error}. A quantized model is compared with the model before quantization: the raised form has to be as near as the
-quantized one is, but for what ONNX Runtime's optimizations change in it; after lowering, the errors of quantization
-and operator may add up in squares.
+{error}. A quantized model is compared with the model before quantization: over all inputs the raised form has to be as
+near as the quantized one is, within twice the standard error of the difference and what ONNX Runtime's optimizations
+change in it; after lowering, the errors of quantization and operator may add up in squares.
 """
 
 
