@@ -296,9 +296,10 @@ def test_bias_beside_the_mask(bias, kind, padded, fill):
     assert len(node.input) == 4
 
 
-def test_bias_that_may_be_a_mask_stays():
+@pytest.mark.parametrize("bias", ["A0 = Identity (B)", "A0 = Sub (N, B)", "A0 = Mul (B, N)"])
+def test_bias_that_may_be_a_mask_stays(bias):
     """An input may be as large as the mask, and rows without a key are then others than those that the padding says."""
-    condition = CAUSAL + "C = And (c, p)\n b = Where (C, zero, low)\n F = Add (B, b)"
+    condition = BIASES["alibi"] + CAUSAL + f"C = And (c, p)\n b = Where (C, zero, low)\n {bias}\n F = Add (A0, b)"
     [node] = fused(check(build(condition, FLOAT, inputs=", float[1, 4, 1, T] B")))
     assert limits(node) == {}
 
