@@ -57,14 +57,13 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
       max(first_tile, min((limits.end(last_row) + kTileN - 1) / kTileN, (work.split + 1) * params.tiles_per_split));
   const int plain_begin = (limits.begin(last_row) + kTileN - 1) / kTileN;
 
-  // K and V tiles on their way: `source` and `destination` are those of the next fetch.
+  // K and V tiles on their way: `source` is the next one to fetch.
   const char* source = params.packed.tiles + 16 * threadIdx.x +
                        (static_cast<int64_t>(work.kv_head) * params.num_tiles + first_tile) * Source::kBytes;
-  uint32_t destination = smem;
   auto next_stage = [&](uint32_t stage) {
     return stage + Shape::kStageBytes == smem + kNumStages * Shape::kStageBytes ? smem : stage + Shape::kStageBytes;
   };
-  auto fetch = [&](int tile) {
+  auto fetch = [&](int tile, uint32_t destination) {
     if (tile < last_tile) {
       KTile::template copy_async<kTileN, kThreads>(destination, source);
       VTile::template copy_async<kDim, kThreads>(destination + Shape::kKBytes, source + Source::kV);
@@ -72,12 +71,11 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
         ptx::cp_async16(destination + Shape::kScaleOffset + 16 * threadIdx.x, source + Source::kScale);
       }
       source += Source::kBytes;
-      destination = next_stage(destination);
     }
     ptx::cp_async_commit();  // an empty group too, so that the waits count alike
   };
 #pragma unroll
-  for (int i = 0; i < kNumStages - 1; ++i) fetch(first_tile + i);
+  for (int i = 0; i < kNumStages - 1; ++i) fetch(first_tile + i, smem + i * Shape::kStageBytes);
 
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
   const uint32_t q_tile = smem + Shape::kQOffset + warp * Shape::kWarpRows * KTile::kPitch;
@@ -91,23 +89,16 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   ptx::sync_warp();
   int32_t start[4];
   ptx::ld_shared(start, constants);
-  const uint32_t q_lane = KTile::lane_offset_a(lane);
   uint32_t q[kStrips][Shape::kQInRegisters ? kDim / 32 : 1][4];
   if constexpr (Shape::kQInRegisters) {
 #pragma unroll
     for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
-      for (int c = 0; c < kDim / 32; ++c) ptx::ldmatrix_x4(q[m][c], q_tile + KTile::fragment_offset(q_lane, 16 * m, c));
+      for (int c = 0; c < kDim / 32; ++c) {
+        ptx::ldmatrix_x4(q[m][c], q_tile + KTile::fragment_offset(KTile::lane_offset_a(lane), 16 * m, c));
+      }
     }
   }
-  auto load_q = [&](int m, int c, uint32_t (&fragment)[4]) {
-    if constexpr (Shape::kQInRegisters) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) fragment[i] = q[m][c][i];
-    } else {
-      ptx::ldmatrix_x4(fragment, q_tile + KTile::fragment_offset(q_lane, 16 * m, c));
-    }
-  };
 
   RowState<kStrips> rows;
   float o[kStrips][kDim / 8][4];
@@ -125,19 +116,23 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
   const uint32_t k_lane = KTile::lane_offset_b(lane), v_lane = VTile::lane_offset_b(lane);
 
+  uint32_t k_tile = smem;  // of the current stage
+  auto fetch_ahead = [&](int tile) {
+    const bool first = k_tile == smem;  // the stage before it is the one to fill
+    fetch(tile + kNumStages - 1, first ? smem + (kNumStages - 1) * Shape::kStageBytes : k_tile - Shape::kStageBytes);
+  };
   auto late_fetch = [&](int tile) {
     if constexpr (Shape::kMaskInNextStage) {
       ptx::sync_block();  // all have read their mask terms
-      fetch(tile);
+      fetch_ahead(tile);
     }
   };
 
-  uint32_t k_tile = smem;  // of the current stage
   auto step = [&](auto masked, unsigned tile) {
     constexpr bool kMasked = decltype(masked)::value;
     ptx::cp_async_wait<kNumStages - 2>();
     ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy overwrites
-    if constexpr (!Shape::kMaskInNextStage) fetch(tile + kNumStages - 1);
+    if constexpr (!Shape::kMaskInNextStage) fetch_ahead(tile);
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;
     const int lane_key = tile * kTileN + 4 * t;
     auto mask_terms = [&] {
@@ -151,13 +146,26 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     if (kScored && params.mask.data != nullptr) {
       const bool attended = stage_mask<kStrips, kTileN>(params, Work::of<Shape>(params), lane_key, mask_terms());
       if (!ptx::warp_any(attended)) {  // nothing for this warp
-        late_fetch(tile + kNumStages - 1);
+        late_fetch(tile);
         k_tile = next_stage(k_tile);
         return;
       }
     }
 
     int32_t s[kStrips][kTileN / 8][4];
+    // With scores there are no registers to keep Q's addresses in: see Work.
+    const int q_thread = kScored && !Shape::kQInRegisters ? ptx::thread_index() : threadIdx.x;
+    [[maybe_unused]] const uint32_t q_lane = KTile::lane_offset_a(q_thread & 31);
+    [[maybe_unused]] const uint32_t q_rows =
+        smem + Shape::kQOffset + (q_thread >> 5) * Shape::kWarpRows * KTile::kPitch;
+    auto load_q = [&](int m, int c, uint32_t (&fragment)[4]) {
+      if constexpr (Shape::kQInRegisters) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) fragment[i] = q[m][c][i];
+      } else {
+        ptx::ldmatrix_x4(fragment, q_rows + KTile::fragment_offset(q_lane, 16 * m, c));
+      }
+    };
     multiply_qk<kDim, kStrips>(s, load_q, k_tile, k_lane, start);
 
     float tile_max[kStrips][2];
@@ -170,14 +178,15 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     };
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
-        const RowTable again = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
-        return RowScoring<kTileN>(params, again, 16 * m + 8 * h + lane / 4, 2 * m + h, lane, mask_terms());
+        const int thread = ptx::thread_index(), own_lane = thread & 31;  // not kept: see Work
+        const RowTable again = RowTable::of<Shape>(smem, thread >> 5);
+        return RowScoring<kTileN>(params, again, 16 * m + 8 * h + own_lane / 4, 2 * m + h, own_lane, mask_terms());
       } else {
         return NoScoring{};
       }
     };
     mask_scores<kMasked>(s, tile_max, row_limits, scoring);
-    late_fetch(tile + kNumStages - 1);
+    late_fetch(tile);
 
     uint32_t p[kStrips][kTileN / P::kKeysPerFragment][4];
     float weight[kStrips][2];
@@ -187,7 +196,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 #pragma unroll
     for (int channel = 0; channel < kDim; channel += 16) {  // 16 at a time: few live accumulators
       // Nothing to synchronize: it keeps the compiler from hoisting more products than it has registers for.
-      if (kDim == 256 && channel % 64 == 0) ptx::sync_warp();
+      if ((kScored || kDim == 256) && channel % Shape::kChannelsAtOnce == 0) ptx::sync_warp();
       if constexpr (P::kHalf) {
         multiply_pv_half<kStrips>(o, p, v_tile, v_lane, channel);
       } else {
