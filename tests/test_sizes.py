@@ -46,6 +46,7 @@ def test_one_normal_form() -> None:
     assert difference("s", "t") is None
     assert named("s + t") == total(("t", "s"))
     assert named("2*s") == product((2, "s"))
+    assert named("s*t//2") == "s*t//2"
 
 
 def model_of_sizes() -> onnx.ModelProto:

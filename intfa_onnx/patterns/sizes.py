@@ -6,6 +6,7 @@ Two ways to compute a size are provably equal where their normal forms are.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ Token = int | Atom | Polynomial
 
 def named(name: str) -> Token:
     """Return a model's symbolic name as a token: torch.export calls the length of a cache with new keys "s0 + s21"."""
+    if not re.fullmatch(r"\w+(\*\w+)*( \+ \w+(\*\w+)*)*", name):
+        return name  # with a division, say: not a polynomial
     return total(product(int(f) if f.isdecimal() else f for f in term.split("*")) for term in name.split(" + "))
 
 
