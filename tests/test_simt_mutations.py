@@ -21,7 +21,18 @@ KERNEL = "cuda/attention_sm80.cuh"
 WAIT = "    ptx::cp_async_wait<kNumStages - 2>();\n"
 BARRIER = "    ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy "
 BARRIER += "overwrites\n"
-FETCH = "    if constexpr (!Shape::kMaskInNextStage) fetch(tile + kNumStages - 1);\n"
+FETCH = "    if constexpr (!Shape::kMaskInNextStage) fetch_ahead(tile);\n"
+V_SCALE = "    ptx::st_shared(scales + 4 * c, scale);\n"
+V_SCALE_OF_TILE_0 = "    if (tile > 0) scale = params.packed.v_scale[block.index * kDim + c];\n" + V_SCALE
+# A launch again, earlier than it may be; the one in its place is skipped.
+PROLOGUE = "  const int64_t planes = 2 * problem.batch;  // K and V\n"
+QUANTIZE = "launch(kernels.quantize_kv, {plan.num_tiles, problem.kv_num_heads, planes}, kPrologueThreads,"
+EARLY_QUANTIZE = PROLOGUE + f"  (void){QUANTIZE} kernels.quantize_smem, stream, prologue);\n"
+MERGE_PARAMS = "  const MergeParams merge = merge_params(params, tensors, plan);\n"
+EARLY_MERGE = MERGE_PARAMS + "  (void)launch(kernels.merge, {problem.seqlen_q, problem.num_heads, problem.batch},"
+EARLY_MERGE += " kMergeThreads, 0, stream, merge);\n"
+OTHER_WRITES = "global race: another block of this launch also writes here"
+OTHER_READS = "global race: read of what another block of this launch writes"
 MMA = "mma.sync.aligned.m16n8k32.row.col.s32.{}.s8.s32 {{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}}"
 
 
@@ -34,6 +45,7 @@ class Mutation:
     arithmetic: str = "tile"
     modes: list[Mode] | None = field(default_factory=lambda: [DEFAULT_MODE])
     interpreter: bool = False  # also by the PTX interpreter, in any mode
+    report: str = ""  # in the interpreter's words
 
 
 def swapped(asm: str) -> str:
@@ -63,6 +75,32 @@ MUTATIONS = {
     ),
     "pv_operands_swapped": Mutation(
         {"cuda/ptx.cuh": [(MMA.format("u8"), swapped(MMA.format("u8")))]}, modes=None, interpreter=True
+    ),
+    # Between the blocks of a launch. In the order in which the simulators run them, some of the results are right.
+    "splits_share_partial_results": Mutation(
+        {"cuda/epilogue.cuh": [("return work.split * params.split_y + ", "return ")]},
+        case="many_tiles", interpreter=True, report=OTHER_WRITES,
+    ),
+    "chunks_share_partial_statistics": Mutation(
+        {"cuda/prologue.cuh": [("block.index * params.num_chunks + chunk;", "block.index * params.num_chunks;")]},
+        interpreter=True, report=OTHER_WRITES,
+    ),
+    "every_tile_stores_the_mean": Mutation(
+        {"cuda/prologue.cuh": [("if (tile == 0) params.packed.k_mean", "params.packed.k_mean")]},
+        modes=None, interpreter=True, report=OTHER_WRITES,
+    ),
+    "scale_from_another_block": Mutation(
+        {"cuda/prologue.cuh": [(V_SCALE, V_SCALE_OF_TILE_0)]}, modes=None, interpreter=True, report=OTHER_READS
+    ),
+    # Between launches, which the stream orders.
+    "quantized_before_statistics": Mutation(
+        {"cuda/dispatch.cu": [(PROLOGUE, EARLY_QUANTIZE), ("status = " + QUANTIZE, "status; if (false) " + QUANTIZE)]}
+    ),
+    "merged_before_its_parts": Mutation(
+        {"cuda/dispatch.cu": [
+            (MERGE_PARAMS, EARLY_MERGE), ("return launch(kernels.merge,", "return {}; launch(kernels.merge,"),
+        ]},
+        case="many_tiles",
     ),
 }  # fmt: skip
 
@@ -99,7 +137,7 @@ def found(name: str, mode: Mode, ptx=None) -> bool:
 def test_host_finds(name):
     modes = MUTATIONS[name].modes
     if modes is None:
-        assert not found(name, DEFAULT_MODE), "the host does not run the instruction, so it cannot see its operands"
+        assert not found(name, DEFAULT_MODE), "no such operand, or no such order of blocks, is seen by the host"
     else:
         missed = [str(mode) for mode in modes if not found(name, mode)]
         assert not missed
@@ -113,6 +151,9 @@ def test_interpreter_finds(name):
     ptx = simulator.load_ptx(toolchain.ptx(tree / "cuda" / "kernels_d64.cu", f"mutant-{name}", plugin=tree))
     modes = [DEFAULT_MODE, Mode("greedy_first", "early"), Mode("random", "random", 2)]
     assert not [str(mode) for mode in modes if not found(name, mode, ptx)]
+    if report := MUTATIONS[name].report:
+        with pytest.raises(SimulatorError, match=report):
+            run(simulator, MUTATIONS[name], DEFAULT_MODE, ptx)
 
 
 @pytest.mark.slow
