@@ -87,7 +87,7 @@ NOT_A_MASK = {
     "too small": (
         TIMES + "c = Sub (one, b)\n d = Mul (c, less)\n u = Mul (t, b)\n X = Sub (u, d)\n",
         BOOL,
-        "does not exclude them",
+        "adds -100 to masked scores",
     ),
     "nothing added": (TIMES + "X = Mul (t, b)\n", BOOL, "nothing is added where it is 0"),
     "another addition first": (
