@@ -42,9 +42,9 @@ the least float), the reference decides: {differs} models. Peers are told the mo
 where they ask; what they fuse counts if the output is unchanged within 0.2%. Those that rewrite ONNX files leave an
 `Attention` operator that the exporter wrote as it is; of OpenVINO it counts what its CPU plugin runs as one node.
 
-The bound in float is {growth} machine epsilons of the model's type, relative to the largest value. ONNX Runtime's own
-graph optimizations, which reorder the same arithmetic, move these models by up to {noise}; the raise step by up to
-{error}. A quantized model is compared with the model before quantization: over all inputs the raised form has to be as
+The bound in float is {growth} machine epsilons of float32 (4 of a half type), relative to the largest value. ONNX
+Runtime's own graph optimizations, which reorder the same arithmetic, move these models by up to {noise}; the raise step
+by up to {error}. A quantized model is compared with the model before quantization: over all inputs the raised form has to be as
 near as the quantized one is, within twice the standard error of the difference and what ONNX Runtime's optimizations
 change in it; after lowering, the errors of quantization and operator may add up in squares.
 """
@@ -155,13 +155,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def page(document: dict[str, Any]) -> str:
     """Return the text of docs/coverage.md."""
+    import torch
     from zoo.verify import GROWTH, INT8_BOUND
 
     rows = document["results"]
     differs = sum(bool(r["runtime_differs"]) for r in rows)
     plain = [r for r in rows if r["replaced"] and not r["quantized_error"]]
     noise, error = (f"{max(r[name] for r in plain):.0f} epsilons" for name in ("noise", "float_error"))
-    lines = [PAGE.format(bound=INT8_BOUND, differs=differs, growth=GROWTH, noise=noise, error=error)]
+    lines = [PAGE.format(bound=INT8_BOUND, differs=differs, growth=GROWTH[torch.float32], noise=noise, error=error)]
     total = summary(rows)
     lines += ["| | |", "| --- | ---: |"]
     for name, value in total.items():

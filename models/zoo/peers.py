@@ -39,7 +39,7 @@ def ask(peer: str, path: Path, case: Case) -> int | str:
     except Exception as error:  # whatever a peer raises: it is its answer for this model
         return f"{type(error).__name__}: {error}"[:160]
     # Generous: a peer may also fuse other things and use approximations.
-    return fused if difference(found, truth, largest) < max(2e-3, GROWTH * epsilon(case)) else 0
+    return fused if difference(found, truth, largest) < max(2e-3, GROWTH[case.dtype] * epsilon(case)) else 0
 
 
 def _contrib(model: onnx.ModelProto) -> Answer:

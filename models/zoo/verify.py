@@ -20,8 +20,9 @@ from zoo.case import Case
 
 # Float against float, relative to the largest value: GROWTH machine epsilons of the model's type. The raise step
 # writes the same arithmetic in another order, and so do ONNX Runtime's own graph optimizations: those move the models
-# of the zoo by up to a dozen epsilons (Verdict.noise; docs/coverage.md has the figures). Twice that, as a power of two.
-GROWTH = 32
+# of the zoo by up to 30 epsilons in float32 (Swin v2, which normalizes Q and K), and by up to 1.8 in float16, where
+# arithmetic is in float32 and results are rounded (Verdict.noise). Twice that, as a power of two.
+GROWTH = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
 _EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 # After lowering, relative L2: one attention is within 3 % on all data of docs/accuracy.md, these models have up to
 # nine, and errors of different layers add up in squares. What a wrong mask or scale does shows in float already.
@@ -144,6 +145,7 @@ def _in_float(
     optimized = _optimized(path)
     names = [o.name for o in original.get_outputs()]
     changed = set()
+    bound = GROWTH[case.dtype]
     for label, feed in feeds:
         truth = _outputs(original, feed)
         if truth is None:
@@ -151,14 +153,14 @@ def _in_float(
         verdict.feeds += 1
         found = after.run(None, given(after, feed))
         differences = [difference([a], [b], largest) / epsilon(case) for a, b in zip(found, truth, strict=True)]
-        if not max(differences) < GROWTH and (by_onnx := _reference(model, given(original, feed))) is not None:
+        if not max(differences) < bound and (by_onnx := _reference(model, given(original, feed))) is not None:
             again = [difference([a], [b], largest) / epsilon(case) for a, b in zip(found, by_onnx, strict=True)]
-            if max(again) < GROWTH:
+            if max(again) < bound:
                 differences = again
                 verdict.runtime_differs.append(label)
         verdict.float_error = max(verdict.float_error, *differences)
         for name, value in zip(names, differences, strict=True):
-            if not value < GROWTH:
+            if not value < bound:
                 verdict.float_wrong[f"{label}: {name}"] = value
                 changed.add(name)
         if optimized and (again := _outputs(optimized, feed)):
