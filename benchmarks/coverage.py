@@ -43,10 +43,10 @@ where they ask; what they fuse counts if the output is unchanged within 0.2%. Th
 `Attention` operator that the exporter wrote as it is; of OpenVINO it counts what its CPU plugin runs as one node.
 
 The bound in float is {growth} machine epsilons of float32 (4 of a half type), relative to the largest value. ONNX
-Runtime's own graph optimizations, which reorder the same arithmetic, move these models by up to {noise}; the raise step
-by up to {error}. A quantized model is compared with the model before quantization: over all inputs the raised form has to be as
-near as the quantized one is, within twice the standard error of the difference and what ONNX Runtime's optimizations
-change in it; after lowering, the errors of quantization and operator may add up in squares.
+Runtime's own graph optimizations, which reorder the same arithmetic, move these models by up to {noise}, the raise step
+by up to {error}. A quantized model is compared with the model before quantization: over all inputs the raised form has
+to be as near as the quantized one is, within twice the standard error of the difference and what ONNX Runtime's
+optimizations change in it; after lowering, the errors of quantization and operator may add up in squares.
 """
 
 
