@@ -14,7 +14,6 @@
 // clang-format on
 #include "core/numerics.h"
 #include "cpu/softmax.h"
-#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
@@ -37,13 +36,14 @@ alignas(kAlignment) constexpr T kZeros[kMaxHeadDim] = {};
 
 // Asks for the rows of `count` tokens from j on, of `valid` ones: a tile that is packed only when its turn comes lies
 // in pages of its own, to which the processor's prefetcher does not run ahead.
+// Into the second level: the few requests that the first level keeps open would bound the rate.
 template <typename T>
 HWY_INLINE void prefetch_rows(const TokenRows<T>& rows, int64_t j, int64_t count, int64_t valid) {
   constexpr int64_t kLine = 64 / sizeof(T);
   const T* row = rows(j);
   const int64_t channels = rows.channels, stride = j < rows.seqlen_past ? channels : rows.token_stride;
   for (const int64_t end = HWY_MIN(j + count, valid); j < end; ++j, row += stride)
-    for (int64_t i = 0; i < channels; i += kLine) hwy::Prefetch(row + i);
+    for (int64_t i = 0; i < channels; i += kLine) __builtin_prefetch(row + i, 0, 2);
 }
 
 template <typename T>
