@@ -87,8 +87,8 @@ def build_ada() -> Path:
 
 def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tuple[Path, Path]:
     """A patched backend with the kernels of head size 64 alone: its library, and the tree that it was built from."""
-    one = {"cuda/dispatch.cu": [(ALL_SETS, "{&kKernels64}")]}
-    tree = toolchain.patched_tree(name, {**one, **patches})
+    dispatch = [(ALL_SETS, "{&kKernels64}"), *patches.get("cuda/dispatch.cu", [])]
+    tree = toolchain.patched_tree(name, {**patches, "cuda/dispatch.cu": dispatch})
     sources = [tree / "simt" / "attention_driver.cc"]
     sources += [tree / "cuda" / file for file in ("dispatch.cu", "kernels_d64.cu", "kernels_sm90.cu")]
     return toolchain.host_library(sources, f"libmutant-{name}", plugin=tree, optimize="-O1"), tree
