@@ -51,8 +51,9 @@ def test_one_normal_form() -> None:
 
 def model_of_sizes() -> onnx.ModelProto:
     """Heads merged into the batch as older transformers do it, Expand and Range as TorchScript writes them."""
-    constants: dict[str, int | list[int]] = {"minus": [-1], "four": [4], "sixteen": [16], "zero": 0, "one": 1, "flat": [0]}
-    initializers = [helper.make_tensor(n, TensorProto.INT64, np.shape(v), np.atleast_1d(v)) for n, v in constants.items()]
+    vectors = {"minus": [-1], "four": [4], "sixteen": [16], "flat": [0]}
+    initializers = [helper.make_tensor(n, TensorProto.INT64, [1], v) for n, v in vectors.items()]
+    initializers += [helper.make_tensor(n, TensorProto.INT64, [], [v]) for n, v in (("zero", 0), ("one", 1))]
     one = helper.make_tensor("value", TensorProto.INT64, [1], [1])
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),

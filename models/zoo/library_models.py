@@ -76,7 +76,7 @@ def _processors(model: Any, attention: str) -> Any:
     for module in model.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor() if attention == "eager" else AttnProcessor2_0())
-    return prepare(model, gain=3)
+    return prepare(model, gain=2)  # its weights start out larger
 
 
 @define("diffusers", requires="diffusers")

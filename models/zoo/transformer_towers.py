@@ -208,7 +208,7 @@ def sam_mask_decoder(attention: str) -> Case:
         "sparse": Input("float", ("batch", 1, "points", HIDDEN)),
         "dense": Input("float", grid),
     }
-    module = Call(prepare(SamMaskDecoder(config)), function)
+    module = Call(prepare(SamMaskDecoder(config), gain=1), function)  # its weights start out larger
     return Case(module, inputs, {"batch": 2, "points": 3}, 7, peer=("sam2", HEADS, HIDDEN))
 
 
