@@ -41,6 +41,7 @@ Runtime itself departs from ONNX's reference evaluator (its `Attention` of opset
 the least float), the reference decides: {differs} models. Peers are told the model type, the heads and the hidden size
 where they ask; what they fuse counts if the output is unchanged within 0.2%. Those that rewrite ONNX files leave an
 `Attention` operator that the exporter wrote as it is; of OpenVINO it counts what its CPU plugin runs as one node.
+A peer's figure is of the attentions in the models that it was asked about.
 
 The bound in float is {growth} machine epsilons of float32 (4 of a half type), relative to the largest value. ONNX
 Runtime's own graph optimizations, which reorder the same arithmetic, move these models by up to {noise}, the raise step
@@ -186,10 +187,17 @@ def _table(rows: list[dict[str, Any]], group: Callable[[dict[str, Any]], str]) -
     yield f"| --- | ---: | ---: | ---: | ---: |{' ---: |' * len(peers)}"
     for name, members in sorted(groups.items()):
         s = summary(members)
-        fused = [sum(r["peers"].get(p, 0) for r in members if isinstance(r["peers"].get(p, 0), int)) for p in peers]
+        fused = [_fused(members, peer) for peer in peers]
         wrong = s["wrong"] + s["negatives fused"] + s["too many"]
         cells = (name, s["models"], s["fusible"], s["verified"], wrong, *fused)
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _fused(rows: list[dict[str, Any]], peer: str) -> str:
+    """Return what a peer fuses, of how many attentions in the models that it was asked about."""
+    asked = [r for r in rows if peer in r["peers"]]
+    fused = sum(r["peers"][peer] for r in asked if isinstance(r["peers"][peer], int))
+    return f"{fused} of {sum(r['attentions'] for r in asked)}" if asked else "not asked"
 
 
 def _absorbed(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -22,9 +22,9 @@ from intfa_onnx.op_schema import OP_TYPE
 FAMILIES = ("graph", "sdpa", "by hand", "torch.nn", "negative")
 EXPORTERS = (("graph", 0), ("torchscript", 17), ("dynamo", 18))
 SLICE = [v for v in variants() if zoo.DEFINITIONS[v.name].family in FAMILIES and (v.exporter, v.opset) in EXPORTERS]
-SLICE += variants(["merged_decoder", "dynamic_quantized", "optimized_bert"])
+SLICE += variants(["merged_decoder", "dynamic_quantized", "dynamic_quantized_products", "optimized_bert"])
 # What the rewriter leaves alone, with its reason.
-LEFT = {"optimized_bert": "com.microsoft::Attention"}
+LEFT = {"dynamic_quantized_products": "DynamicQuantizeLinear"}
 
 
 @pytest.fixture(scope="module", autouse=True)
