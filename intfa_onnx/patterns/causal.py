@@ -26,11 +26,6 @@ from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Opera
 from intfa_onnx.patterns.view import View
 
 _KEY, _QUERY = Axis(1), Axis(2)
-_LOWEST = {
-    ir.DataType.FLOAT: float(np.finfo(np.float32).min),
-    ir.DataType.FLOAT16: float(np.finfo(np.float16).min),
-    ir.DataType.BFLOAT16: -(2 - 2**-7) * 2.0**127,
-}
 _SMALL = 2.0**-26  # of the least float: what is lost when added to it, even twice, in any float type
 # A score that gets at most this is out, unless its whole row does: exp(-1e4 - max) is 0 in every float type.
 _OUT = -1e4
@@ -96,7 +91,7 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
         raise _Stays("its parts limit the keys differently")
     band = bands.pop()
     limited = band.left is not None or band.right is not None
-    lowest = _LOWEST[match.dtype]
+    lowest = float(match.dtype.min)
     padded = [layer for layer in layers if layer.padding()]
     if biases and (len(layers) > 1 or not limited):
         raise _Stays("it is added to a bias")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -21,14 +21,19 @@ _MAX_STEPS = 16
 class Down:
     """The way from the softmax to the product with V."""
 
-    node: ir.Node  # the product, or the addition of several
-    products: list[tuple[ir.Node, int]]  # each with the input by which P, or its next columns, enters
-    values: list[ir.Value]
+    products: list[tuple[ir.Node, int]] = field(default_factory=list)  # each with the input by which P's columns enter
+    addition: ir.Node | None = None  # of several products
+    values: list[ir.Value] = field(default_factory=list)
     guarded: bool = False  # NaN is replaced by 0
     factor: float = 1.0
     reshaped: bool = False
-    row_guards: tuple[ir.Value, ...] = ()  # rows where all of this is -inf are replaced by 0
-    quantized: tuple[ir.Node, ...] = ()  # each QuantizeLinear, which a DequantizeLinear undoes
+    row_guards: list[ir.Value] = field(default_factory=list)  # rows where all of this is -inf are replaced by 0
+    quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
+
+    @property
+    def node(self) -> ir.Node:
+        """The node at whose output the attention ends."""
+        return self.products[0][0] if self.addition is None else self.addition
 
 
 def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], bool] | None = None) -> Down:
@@ -42,48 +47,47 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
     Raises:
         NoMatch: something on the way is not understood.
     """
-    value, guarded, reshaped, factor, passed = probs, False, False, 1.0, []
-    row_guards: tuple[ir.Value, ...] = ()
-    quantized: tuple[ir.Node, ...] = ()
+    value, down = probs, Down()
     for _ in range(_MAX_STEPS):
-        passed.append(value)
+        down.values.append(value)
         if value.is_graph_output():
             raise NoMatch("the probabilities are an output of the graph")
         readers = view.readers(value)
         if len(readers) == 2 and {n.op_type for n, _ in readers} == {"IsNaN", "Where"}:
-            value, guarded = _nan_guard(view, value, readers), True
+            value, down.guarded = _nan_guard(view, value, readers), True
             continue
         if drops_column is None and (parts := _parts_of_keys(view, value, readers)) is not None:
-            add, products = parts
-            return Down(add, products, passed, guarded or bool(row_guards), factor, reshaped, row_guards, quantized)
+            down.addition, down.products = parts
+            return down
         if len(readers) != 1:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
         if node.op_type in ("MatMul", "Einsum"):
             if drops_column is not None:
                 raise NoMatch("the sink's column goes into the product with V")
-            return Down(
-                node, [(node, index)], passed, guarded or bool(row_guards), factor, reshaped, row_guards, quantized
-            )
+            down.products = [(node, index)]
+            return down
         if node.op_type in SAME_VALUE or (node.op_type == "Dropout" and is_idle_dropout(view, node)):
             pass
         elif node.op_type in SAME_ELEMENTS:
-            reshaped = True
+            down.reshaped = True
         elif drops_column is not None and index == 0 and drops_column(node):
-            if reshaped or any(view.metadata_readers(v) for v in passed):
+            if down.reshaped or any(view.metadata_readers(v) for v in down.values):
                 raise NoMatch("the probabilities are reshaped, or their shape is read, with the sink's column")
-            drops_column, passed = None, []
+            drops_column, down.values = None, []
         elif index == 0 and (undone := dequantized(view, node)) is not None:
-            value, quantized = undone, (*quantized, node)
+            value = undone
+            down.quantized.append(node)
             continue
         elif (masked := _row_guard(view, node, index)) is not None:
-            row_guards = (*row_guards, masked)
+            down.guarded = True
+            down.row_guards.append(masked)
         elif (
             node.op_type in ("Mul", "Div")
             and (constant := view.scalar(node.inputs[1 - index]))
             and not (node.op_type == "Div" and index == 1)
         ):
-            factor *= constant if node.op_type == "Mul" else 1 / constant
+            down.factor *= constant if node.op_type == "Mul" else 1 / constant
         else:
             raise NoMatch(
                 f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V"
@@ -149,7 +153,7 @@ def _row_guard(view: View, node: ir.Node, index: int) -> ir.Value | None:
     return maximum.inputs[0] if axes is not None and axes in ([-1], [rank - 1] if rank else [-1]) else None
 
 
-def check_row_guards(guards: tuple[ir.Value, ...], qk_node: ir.Node, path: Path) -> None:
+def check_row_guards(guards: list[ir.Value], qk_node: ir.Node, path: Path) -> None:
     """Check that a guard looks at the mask or the masked scores: then it replaces exactly the rows without a key."""
     seen = {qk_node.outputs[0], *(v for n, _ in path for v in (*n.inputs, *n.outputs))}
     if any(g not in seen for g in guards):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.version_converter
 import onnxruntime as ort
 import torch
 
@@ -108,7 +107,7 @@ def verify(path: Path, case: Case, *, static: bool = False) -> Verdict:
         start = time.perf_counter()
         lowered = intfa_onnx.rewrite(path)
         verdict.seconds = time.perf_counter() - start
-        raised = intfa_onnx.rewrite(_with_functions(path), portable=True)
+        raised = intfa_onnx.rewrite(path, portable=True)
         replaced = [a for a in lowered.attentions if a.decision == "replaced"]
         verdict.replaced = len(replaced)
         verdict.rejected = [f"{a.pattern}: {a.reason}" for a in lowered.attentions if a.decision == "rejected"]
@@ -125,13 +124,6 @@ def verify(path: Path, case: Case, *, static: bool = False) -> Verdict:
     except Exception as error:
         verdict.crash = f"{type(error).__name__}: {error}"[:300]
     return verdict
-
-
-def _with_functions(path: Path) -> onnx.ModelProto:
-    """Return the model at opset 13 at least, the first at which the float form can be a function in the file."""
-    model = onnx.load(path)
-    old = any(o.domain == "" and o.version < 13 for o in model.opset_import)
-    return onnx.version_converter.convert_version(model, 13) if old else model
 
 
 Feeds = list[tuple[str, dict[str, np.ndarray]]]
