@@ -37,7 +37,8 @@ SCALE = "    scale_scores</*kBiased=*/false>(s, stage.k_scales() + 16 * (lane & 
 PARITY = "parity(i / Shape::kStages & 1)"
 ARRIVE = "  ptx::sync_warp();\n  if (lane == 0) ptx::mbarrier_arrive(barrier);\n"
 WAIT = "\n    ptx::mbarrier_wait(stage.{}(), stage.parity);\n"
-QUERIES, DECLARE_PV = "    const uint32_t queries = q_tile();\n", "      int32_t acc[Shape::kPart / 8][4];\n"
+QUERIES = "    const uint64_t queries = Tile::operand(q_tile()), keys = Tile::operand(stage.tile);\n"
+DECLARE_PV = "      int32_t acc[Shape::kPart / 8][4];\n"
 
 SHARED_BUGS = {
     # waiting for data
@@ -68,8 +69,8 @@ SHARED_BUGS = {
     "fewer_bytes_announced": [("Shape::kKeys * (kDim + 4)", "Shape::kKeys * kDim")],
     # places
     "v_halves_swapped": [("c / 2 * kTileN * kDim", "(1 - c / 2) * kTileN * kDim")],
-    "v_columns_swapped": [("kTileN, c % 2)", "kTileN, 1 - c % 2)")],
-    "row_groups_too_close": [("256 * column, 8 * kRowBytes", "256 * column, 4 * kRowBytes")],
+    "v_columns_swapped": [("256 * (c % 2)", "256 * (1 - c % 2)")],
+    "row_groups_too_close": [("tile, 8 * kRowBytes", "tile, 4 * kRowBytes")],
 }
 REFILL = "ptx::mbarrier_wait(stage.empty_{}(), stage.parity);\n"
 LOAD_WAIT = "ptx::mbarrier_wait(stage.empty_{}(), stage.parity ^ 1);"
