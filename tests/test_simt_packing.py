@@ -6,6 +6,7 @@ often. The cases that are packed also run against truth, reference, CPU backend 
 test_simt_attention.py and test_simt_hopper.py; those that matter to packing alone are here.
 """
 
+import ctypes
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +118,20 @@ def test_packed_where_it_saves_tiles(group, seqlen_q, packed):
     """Of 128 rows."""
     mma_sync.run(case("", "", group, seqlen_q=seqlen_q, head_dim=32, head_dim_v=32), "tile", Mode())
     assert ("packed" in mma_sync.simulator().chosen) == packed
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 7, 12, 127, 128, 129, 1000, 46340, 46341, 65535])
+def test_rows_are_divided_exactly(heads):
+    """Up to the last row for which the map says that it is."""
+    found = (ctypes.c_int * 2)()
+    row_map = mma_sync.simulator().library.row_map
+    row_map.restype = ctypes.c_bool
+    last = 2**31 // heads - 1
+    multiples = [heads * n for n in (1, last // heads // 2, last // heads)]
+    for row in {0, last, *(m + d for m in multiples for d in (-1, 0, 1) if m + d <= last)}:
+        assert row_map(heads, row, found)
+        assert tuple(found) == divmod(row, heads)
+    assert heads == 1 or not row_map(heads, last + 1, found)
 
 
 def test_keys_and_values_are_read_once():

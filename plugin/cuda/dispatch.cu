@@ -63,8 +63,8 @@ int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 RowTiles row_tiles_of(const AttentionProblem& problem, int64_t tile_m) {
   const int64_t heads = problem.num_heads / problem.kv_num_heads;
   const int64_t apart = divide_up(problem.seqlen_q, tile_m), together = divide_up(problem.seqlen_q * heads, tile_m);
-  const bool divides = problem.seqlen_q * heads + tile_m < (int64_t{1} << 31) / heads;  // what RowMap::query needs
-  const int64_t packed = divides && together < heads * apart ? heads : 1;
+  const bool fewer = together < heads * apart && RowMap::divides(together * tile_m, heads);
+  const int64_t packed = fewer ? heads : 1;
   const int64_t groups = problem.num_heads / packed, tiles = packed == 1 ? apart : together;
   return {static_cast<int>(packed), static_cast<int>(groups), tiles, tiles * groups * problem.batch};
 }
@@ -259,8 +259,7 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.num_tiles = static_cast<int>(plan.num_tiles);
   p.head_dim = static_cast<int>(problem.head_dim);
   p.head_dim_v = static_cast<int>(problem.head_dim_v);
-  const int heads = plan.rows.heads;
-  p.rows = {heads, plan.rows.groups, p.seqlen_q * heads, static_cast<uint32_t>(divide_up(int64_t{1} << 31, heads))};
+  p.rows = RowMap::of(plan.rows.heads, p.num_heads, p.seqlen_q);
   p.q = view_of(tensors.q, problem.q_strides, problem.dtype);
   p.q_dtype = problem.dtype;
   p.q_scale = problem.q_scale != ScaleGranularity::kNone ? tensors.q_scale : nullptr;

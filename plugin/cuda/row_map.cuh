@@ -16,12 +16,19 @@ struct RowMap {
   int groups;           // Hq / heads: how many times there are `count` rows in a batch entry
   int count;            // Sq * heads
   uint32_t reciprocal;  // 2^31 / heads, rounded up
+  static constexpr int64_t kHalf = int64_t{1} << 31;
 
-  // row / heads. The reciprocal is less than 1 too large, so this is exact where row * heads < 2^31, and for one head.
+  static RowMap of(int heads, int num_heads, int seqlen_q) {
+    return {heads, num_heads / heads, seqlen_q * heads, static_cast<uint32_t>((kHalf + heads - 1) / heads)};
+  }
+  // Whether query() is exact below so many rows: the reciprocal is less than 1 too large. For one head it is not.
+  static bool divides(int64_t rows, int64_t heads) { return heads == 1 || rows <= kHalf / heads; }
+
+  // row / heads
   INTFA_DEVICE int query(int row) const {
     return static_cast<int>((uint64_t{2} * static_cast<uint32_t>(row) * reciprocal) >> 32);
   }
-  // row % heads: its head, counted from the group's first.
+  // row % heads: its head, counted from the group's first
   INTFA_DEVICE int head(int row) const { return row - query(row) * heads; }
 };
 
