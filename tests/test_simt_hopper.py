@@ -24,6 +24,8 @@ from native.simt.attention import (
 from native.simt.simulator import Mode, all_modes
 from truth import TILE, truth_of
 
+from intfa_onnx.c_abi import Problem
+
 TILE_N = 128
 HEAD_DIMS = (64, 96, 128, 256)  # that have a wgmma kernel
 MODES = all_modes()
@@ -114,6 +116,7 @@ def test_blocks_of_192_queries_give_the_same_bits(case):
         expected = wide().attention(attributes=case_attributes(case, "int8", "tile"), device=90, **case_arguments(case))
         mma_sync.check_against_reference(case, "tile", expected, tile_n=TILE_N)
     arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
+    arguments["multiprocessors"] = 3  # each has several items of the list
     for mode in (first, second):
         result = wide().attention(mode=mode, **arguments)
         assert "tile 192x128" in wide().chosen, wide().chosen
@@ -123,19 +126,30 @@ def test_blocks_of_192_queries_give_the_same_bits(case):
         mma_sync.assert_same_bits(expected, wide().attention(mode=second, ptx=ptx, **arguments))
 
 
-def test_blocks_of_192_queries_where_they_fill_a_gpu():
-    """As the dispatch decides for 132 SMs: as many rounds as of three blocks of 64, or up to a quarter more."""
-    case = replace(next(c for c in CASES if c.name == "d40"), seqlen_new=130)
-    for heads, seqlen_q, tile_m in [
-        (89, 192, 192),  # one round of 3, as for 267 blocks of 64
-        (88, 192, 64),  # two of 64 do
-        (132, 192, 192),
-        (133, 192, 64),  # two rounds of three, against four
-        (198, 192, 192),  # 6 against 5: a quarter more at most
-        (264, 1, 64),  # most of the 192 would not be there
-    ]:
-        run(replace(case, seqlen_q=seqlen_q, num_heads=heads, kv_num_heads=1), Mode())
-        assert f"tile {tile_m}x128" in simulator().chosen, simulator().chosen
+@pytest.mark.parametrize(
+    ("multiprocessors", "heads", "seqlen_q", "tile_m"),
+    [
+        (132, 89, 192, 192),  # one round of 3, as for 267 blocks of 64
+        (132, 88, 192, 64),  # two of 64 do
+        (132, 132, 192, 192),
+        (132, 133, 192, 64),  # two rounds of three, against four
+        (132, 198, 192, 192),  # 6 against 5: a quarter more at most
+        (132, 264, 1, 64),  # most of the 192 would not be there
+        (114, 77, 192, 192),  # H100 PCIe: 1 round against 3
+        (114, 76, 192, 64),
+        (78, 53, 192, 192),  # H20
+        (78, 52, 192, 64),
+        (16, 11, 192, 192),  # a seventh of an H100, by MIG
+        (16, 10, 192, 64),
+        (1, 1, 192, 192),  # as where there is no GPU, of which the launch tells
+    ],
+)
+def test_blocks_of_192_queries_where_they_fill_the_gpu(multiprocessors, heads, seqlen_q, tile_m):
+    """As many rounds of the SMs that there are as of three blocks of 64, or up to a quarter more."""
+    simulator().set_gpu(90, multiprocessors)
+    sizes = {"batch": 1, "num_heads": heads, "kv_num_heads": heads, "head_dim": 64, "head_dim_v": 64}
+    said = simulator().describe(Problem(seqlen_q=seqlen_q, seqlen_new=130, **sizes))
+    assert f"tile {tile_m}x128" in said, said
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ BUGS = {
         "registers_taken_that_it_has": [(TAKE, "ptx::take_registers<104>();")],
         # the list of work
         "item_skipped": [(ITEM, ITEM.replace("ctas - 1", "ctas - 2"))],
-        "last_item_skipped": [("params.num_heads * params.batch;", "params.num_heads * params.batch - 1;")],
+        "last_item_skipped": [("params.rows.groups * params.batch;", "params.rows.groups * params.batch - 1;")],
         "items_done_twice": [(ITEM, "turn /= 2; " + ITEM)],
         "all_blocks_do_the_same": [("cta = ptx::cta_x()", "cta = 0")],
         "loader_skips_an_item": [("; ++turn) {", "; turn += 2) {")],
@@ -109,7 +109,7 @@ BUGS = {
         "loader_brings_a_tile_too_many": [("tile < tiles.last;", "tile <= tiles.last;")],
         "causal_end_of_the_first_query": [("limits, first_row, 64)", "limits, first_row, 1)")],
         "causal_from_the_warps_query": [("work.warp_row - (warp & 3) * Shape::kWarpRows", "work.warp_row")],
-        "causal_mask_missing": [("limits(params).end(0)", "limits(params).end(63)")],
+        "causal_mask_missing": [("limits(params).end(query)", "limits(params).end(query + 63)")],
         "tiles_not_handed_on": [("    hand_on(rows.last_visit(), visits);\n", "")],
         "visits_not_counted_on": [("    visits = ptx::ld_shared_s32(rows.own_notes() + 4);\n", "")],
     },
@@ -194,6 +194,7 @@ def module(kernel: str, name: str):
 def interpret(kernel: str, name: str, mode: Mode) -> np.ndarray:
     case = replace(CASE_OF[kernel], head_dim=128, head_dim_v=128)
     arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
+    arguments["multiprocessors"] = 3  # of which each has several items of the list
     return simulator(kernel).attention(mode=mode, ptx=module(kernel, name), **arguments)["y"]
 
 
