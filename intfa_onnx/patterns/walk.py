@@ -33,6 +33,15 @@ def transposed(axes: tuple[int, ...], node: ir.Node) -> tuple[int, ...]:
     return tuple(axes[p] for p in perm)
 
 
+@dataclass(frozen=True)
+class Zeroed:
+    """Probabilities become 0 where ``condition`` is not ``kept``: overwritten, or multiplied by 0, which keeps NaN."""
+
+    condition: ir.Value
+    kept: bool
+    by_factor: bool = False
+
+
 @dataclass
 class Down:
     """The way from the softmax to the product with V."""
@@ -47,7 +56,7 @@ class Down:
     row_guards: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)  # (x, whether a row of x is all -inf)
     guards: set[ir.Node] = field(default_factory=set)  # the nodes that read each x
     factors: list[tuple[str, ir.Value]] = field(default_factory=list)  # of whole rows: Mul, Div, Where (kept), Not
-    zeroed: list[tuple[ir.Value, bool]] = field(default_factory=list)  # 0 where the condition is not that
+    zeroed: list[Zeroed] = field(default_factory=list)
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
 
     @property
@@ -125,7 +134,7 @@ def _read_factor(view: View, down: Down, node: ir.Node, other: ir.Value | None) 
         down.factors.append((node.op_type, other))
     elif node.op_type == "Mul" and cast is not None and _is_cast_truth(view, cast):
         assert cast.inputs[0] is not None
-        down.zeroed.append((cast.inputs[0], True))
+        down.zeroed.append(Zeroed(cast.inputs[0], True, by_factor=True))
     else:
         raise NoMatch(_unread(node))
 
@@ -145,7 +154,7 @@ def _read_overwritten(view: View, down: Down, node: ir.Node, index: int) -> None
     elif same_for_all_keys(view, condition):
         down.factors.append(("Where" if index == 1 else "Not", condition))
     else:
-        down.zeroed.append((condition, index == 1))
+        down.zeroed.append(Zeroed(condition, index == 1))
 
 
 def same_for_all_keys(view: View, value: ir.Value) -> bool:
