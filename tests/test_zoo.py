@@ -70,7 +70,7 @@ def test_an_export_is_kept_until_its_definition_changes(tmp_path: Path, monkeypa
         ("torch_modules", "_TOKENS = {", "_TOKENS = {**{}, ", {"packed_qkv"}),
         ("case", "3:] = False", "2:] = False", {"sdpa_causal", "packed_qkv", "bert"}),
         ("case", "parameter.mul_(3)", "parameter.mul_(4)", {"packed_qkv", "bert"}),
-        ("transformer_models", "HIDDEN, HEADS, LAYERS = 64", "HIDDEN, HEADS, LAYERS = 32", {"bert"}),
+        ("transformer_parts", "HIDDEN, HEADS, LAYERS = 64", "HIDDEN, HEADS, LAYERS = 32", {"bert"}),
         ("export", "external_data=False", "external_data=True", {"sdpa_causal", "packed_qkv", "bert"}),
     ],
 )
@@ -104,6 +104,26 @@ def test_a_refusal_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     refused = export(next(v for v in variants(["qdq"])), tmp_path)
     assert (refused.file, refused.error) == (None, "RuntimeError: no such operator")
     assert [p.name for p in tmp_path.iterdir()] == ["qdq-graph-0-graph.json"]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_killed_export_is_done_again(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file gets its name when it is whole, then the record: there is no point where half of one counts."""
+    variant, left = next(v for v in variants(["qdq"])), iter(range(steps))
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(variant, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+    monkeypatch.undo()
+    assert export(variant, tmp_path).file == f"{variant.stem}.onnx"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{variant.stem}.json", f"{variant.stem}.onnx"]
 
 
 @pytest.fixture

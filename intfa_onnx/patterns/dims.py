@@ -153,6 +153,9 @@ class Dims:
             return self.dim(second, second_rank - 1) if second is not None and second_rank else None
         if op == "Reshape":
             return self._reshaped(node, axis)
+        if op == "Flatten" and (before := self.of(first)) is not None:
+            split = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+            return product(before[split:] if axis else before[:split])
         if op == "Expand" and rank is not None:
             return self._expanded(node, axis - rank)
         if op == "Range":

@@ -216,7 +216,7 @@ class View:
 # Computed as sizes first, for there a tensor may be known in part.
 _OVER_SIZES = ("Shape", "Gather", "Slice")
 _ELEMENTWISE = {
-    *("MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow", "And", "Or", "Xor"),
+    *("MatMul", "FusedMatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow", "And", "Or", "Xor"),
     *("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"),
 }
 _RANK_OF_FIRST = {
