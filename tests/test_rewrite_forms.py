@@ -412,3 +412,54 @@ def test_scores_in_float32_in_a_half_model():
     values = feed(model)
     # The original rounds P to float16 (2^-11 relative), the body does not.
     np.testing.assert_allclose(run(result.to_proto(), values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
+
+
+def dynamic(x: str) -> str:
+    return f"{x}q, {x}s, {x}z = DynamicQuantizeLinear ({x})\n"
+
+
+def integers(a: str, b: str, y: str, scales: str = "") -> str:
+    """Text of the product of two tensors that were quantized."""
+    factors = scales or f"{a}s, {b}s"
+    return (
+        f"{y}i = MatMulInteger ({a}q, {b}q, {a}z, {b}z)\n {y}f = Cast <to = 1> ({y}i)\n {y}m = Mul ({factors})\n"
+        f"{y} = Mul ({y}f, {y}m)\n"
+    )
+
+
+DYNAMIC = {
+    "both products": dynamic("Q") + dynamic("Kt") + integers("Q", "Kt", "t") + "X = Mul (t, scale)\n P = Softmax (X)\n"
+    + dynamic("P") + dynamic("V") + integers("P", "V", "Y"),
+    "the first": dynamic("Q") + dynamic("Kt") + integers("Q", "Kt", "t", "Kts, Qs") + "X = Mul (t, scale)\n" + TAIL,
+    "the second": "X = MatMul (Q, Kt)\n P = Softmax (X)\n" + dynamic("P") + dynamic("V") + integers("P", "V", "Y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DYNAMIC)
+def test_dynamically_quantized_products(kind):
+    """The rewritten model is nearer to the model before quantization than the quantized one is."""
+    model = parse(KT + DYNAMIC[kind])
+    result = intfa_onnx.rewrite(model, portable=True)
+    [row] = result.attentions
+    assert row.decision == "replaced"
+    assert len(row.notes) == (2 if kind == "both products" else 1)
+    assert not {"MatMulInteger", "DynamicQuantizeLinear"} & {n.op_type for n in result.to_proto().graph.node}
+    scaled = "t = MatMul (Q, Kt)\n X = Mul (t, scale)\n" if kind != "the second" else "X = MatMul (Q, Kt)\n"
+    before = parse(KT + scaled + TAIL)
+    values = feed(before)
+    exact, quantized, raised = (run(m, values)[0] for m in (before, model, result.to_proto()))
+    np.testing.assert_allclose(raised, exact, rtol=2e-5, atol=2e-6)
+    assert np.abs(quantized - exact).max() > 1e-3
+
+
+NOT_DYNAMIC = {
+    "scales of others": DYNAMIC["the first"].replace("Kts, Qs", "Qs, Qs"),
+    "codes used elsewhere": DYNAMIC["the second"] + "Z = Cast <to = 1> (Pq)\n",
+    "zero points exchanged": DYNAMIC["the first"].replace("Qz, Ktz", "Ktz, Qz"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_DYNAMIC)
+def test_other_products_of_integers_are_left_alone(kind):
+    outputs = "float[B, 2, S, 16] Y" + (", float[B, 2, S, T] Z" if "elsewhere" in kind else "")
+    rejection(parse(KT + NOT_DYNAMIC[kind], outputs=outputs))

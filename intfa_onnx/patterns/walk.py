@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.match import NoMatch, node_name
-from intfa_onnx.patterns.products import is_product
+from intfa_onnx.patterns.products import operands
 from intfa_onnx.patterns.sizes import Token
 from intfa_onnx.patterns.view import View
 
@@ -91,7 +91,9 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
         if len(readers) != 1:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
-        if is_product(node):
+        if node.op_type == "DynamicQuantizeLinear" and (product := _product_of_integers(view, node, value)) is not None:
+            node, index = product
+        if (factors := operands(node)) is not None and factors[index] is value:
             if drops_column is not None:
                 raise NoMatch("the sink's column goes into the product with V")
             down.products = [(node, index)]
@@ -120,6 +122,22 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
             raise NoMatch(_unread(node))
         value = node.outputs[0]
     raise NoMatch("no product with V below the softmax")
+
+
+def _product_of_integers(view: View, quantize: ir.Node, probs: ir.Value) -> tuple[ir.Node, int] | None:
+    """Return the product that a DynamicQuantizeLinear of the probabilities is for, and the side they enter by."""
+    below, found = {quantize}, set[ir.Node]()
+    for _ in range(4):  # DynamicQuantizeLinear, MatMulInteger, Cast, Mul
+        outputs = [o for n in below for o in n.outputs]
+        if any(o.is_graph_output() for o in outputs):
+            return None
+        below = {n for o in outputs for n, _ in view.readers(o)}
+        found |= {n for n in below if operands(n) is not None}
+        below -= found
+    [node] = found if len(found) == 1 and not below else [None]
+    factors = operands(node)
+    sides = [i for i, x in enumerate(factors or ()) if x is probs]
+    return (node, sides[0]) if node is not None and len(sides) == 1 else None
 
 
 def _unread(node: ir.Node) -> str:
@@ -268,7 +286,7 @@ def walk_up(view: View, scores: ir.Value) -> tuple[ir.Node, Path]:
 
 def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -> tuple[ir.Node, Path] | None:
     node = value.producer()
-    if node is None or depth > _MAX_STEPS or (node.domain not in ("", "ai.onnx") and not is_product(node)):
+    if node is None or depth > _MAX_STEPS or (node.domain not in ("", "ai.onnx") and operands(node) is None):
         return None
     # A product with constant weights is a projection. Constant queries, though, are what latents and prompts are.
     found_here = _is_product(view, node) or _is_product_of_parts(view, node)
@@ -294,7 +312,7 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
 
 
 def _is_product(view: View, node: ir.Node | None) -> bool:
-    return node is not None and is_product(node) and not any(view.is_constant(i) for i in node.inputs[-1:])
+    return (factors := operands(node)) is not None and not view.is_constant(factors[1])
 
 
 def _is_product_of_parts(view: View, node: ir.Node) -> bool:
