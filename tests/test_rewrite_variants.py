@@ -9,7 +9,6 @@ import pytest
 from attention_graphs import (
     BOOL,
     KT,
-    MASK,
     TAIL,
     VARIANTS,
     attributes,

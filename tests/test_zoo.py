@@ -23,8 +23,6 @@ FAMILIES = ("graph", "sdpa", "by hand", "torch.nn", "negative")
 EXPORTERS = (("graph", 0), ("torchscript", 17), ("dynamo", 18))
 SLICE = [v for v in variants() if zoo.DEFINITIONS[v.name].family in FAMILIES and (v.exporter, v.opset) in EXPORTERS]
 SLICE += variants(["merged_decoder", "dynamic_quantized", "dynamic_quantized_products", "optimized_bert"])
-# What the rewriter leaves alone, with its reason.
-LEFT = {"dynamic_quantized_products": "DynamicQuantizeLinear"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,11 +41,7 @@ def test_replaced_and_still_right(variant: Variant, tmp_path: Path) -> None:
     assert not verdict.float_wrong
     assert not verdict.wrong
     assert verdict.matched == verdict.replaced
-    if variant.name in LEFT:
-        assert any(LEFT[variant.name] in reason for reason in verdict.rejected)
-        assert verdict.replaced == 0
-    else:
-        assert verdict.replaced == case.attentions, verdict.rejected
+    assert verdict.replaced == case.attentions, verdict.rejected
 
 
 def test_an_export_is_kept_until_its_definition_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from intfa_onnx.patterns.match import (
     slice_of,
     transpose,
 )
-from intfa_onnx.patterns.products import Product, joined, pv_product, qk_product
+from intfa_onnx.patterns.products import Product, is_quantized, joined, operands, pv_product, qk_product
 from intfa_onnx.patterns.rows import check_same_rows
 from intfa_onnx.patterns.scores import Scores, read_scores
 from intfa_onnx.patterns.sinks import apply_sink, drops_sink, part_from_sink
@@ -75,7 +75,7 @@ def match_core(
     check_readers(view, scores, readers | down.guards)
     qk_node, path_up = walk_up(view, scores)
     guards_rows = split_row_guards(down, qk_node, path_up)
-    if any(view.is_constant(node.inputs[1 - side]) for node, side in down.products):
+    if any(view.is_constant(x) for n, side in down.products for x in (operands(n) or ())[1 - side : 2 - side]):
         raise NoMatch("V is a constant: a gate, not attention")
     qk = qk_product(view, qk_node, _key_axis(view, scores, path_up, axis))
     if view.is_constant(qk.second):
@@ -95,7 +95,9 @@ def match_core(
     notes: list[str] = []
     if meaning.may_exclude and not (down.guarded or guards_rows) and sink is None:
         notes.append("a row with every key masked gives 0 where the original gives NaN")
-    for what, node in (*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)):
+    quantized = [("operands", n) for n in (qk_node, *(n for n, _ in down.products)) if is_quantized(n)]
+    quantized += [*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)]
+    for what, node in quantized:
         notes.append(f"the operator's own quantization takes the place of that of the {what} ('{node_name(node)}')")
     q = qk.queries()
     for op, value in meaning.row_scale:

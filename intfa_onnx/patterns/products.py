@@ -53,12 +53,12 @@ class Product:
 
     def heads(self, view: View) -> tuple[int | None, int | None]:
         """Return the number of heads of both operands of a product with four axes, where known."""
-        operands = (
+        both = (
             (self.first, self.first_perm, self.first_shared),
             (self.second, self.second_perm, self.second_shared),
         )
         first, second = (
-            None if self.rank != 4 else 1 if 1 in shared else view.dim(x, perm[-3]) for x, perm, shared in operands
+            None if self.rank != 4 else 1 if 1 in shared else view.dim(x, perm[-3]) for x, perm, shared in both
         )
         return first, second
 
@@ -93,11 +93,48 @@ def _storage(product: Product) -> tuple[object, ...]:
     return (*perms, product.first_shared, product.second_shared, product.factor)
 
 
-def is_product(node: ir.Node) -> bool:
-    """Return whether a node is a product of two tensors: also that of ONNX Runtime's own optimizer."""
-    if node.domain == "com.microsoft":
-        return node.op_type == "FusedMatMul"
-    return node.op_type in ("MatMul", "Einsum") and node.domain in ("", "ai.onnx")
+def operands(node: ir.Node | None) -> tuple[ir.Value, ir.Value] | None:
+    """Return what a node is the product of; None where it is not a product of two tensors."""
+    if node is None:
+        return None
+    if node.domain == "com.microsoft" and node.op_type == "MatMulIntegerToFloat":
+        return _before_quantization(node.inputs[:2], node.inputs[2:4], node.inputs[4:6])
+    plain = node.op_type in ("MatMul", "Einsum") and node.domain in ("", "ai.onnx")
+    if plain or (node.domain, node.op_type) == ("com.microsoft", "FusedMatMul"):
+        first, second = (*node.inputs, None, None)[:2]
+        return (first, second) if first is not None and second is not None and len(node.inputs) == 2 else None
+    return _integer_operands(node) if node.op_type == "Mul" and node.domain in ("", "ai.onnx") else None
+
+
+def _integer_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """Return a and b for ``Cast(MatMulInteger(qa, qb)) * (scale_a * scale_b)``, as dynamic quantization writes it."""
+    for value, scale in (node.inputs, node.inputs[::-1]):
+        cast, scales = (v.producer() if v is not None else None for v in (value, scale))
+        source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+        product = source.producer() if source is not None else None
+        if product is not None and scales is not None and (product.op_type, scales.op_type) == ("MatMulInteger", "Mul"):
+            return _before_quantization(product.inputs[:2], scales.inputs, product.inputs[2:4])
+    return None
+
+
+def _before_quantization(
+    codes: Sequence[ir.Value | None], scales: Sequence[ir.Value | None], zeros: Sequence[ir.Value | None]
+) -> tuple[ir.Value, ir.Value] | None:
+    """Return the two tensors that DynamicQuantizeLinear made codes, scales and zero points of."""
+    nodes = [v.producer() if v is not None else None for v in codes]
+    first, second = nodes
+    if first is None or second is None or any(n.op_type != "DynamicQuantizeLinear" for n in (first, second)):
+        return None
+    belong = [x.producer() if x is not None else None for x in (*scales, *zeros)]
+    if belong not in ([first, second, first, second], [second, first, first, second]):
+        return None
+    a, b = first.inputs[0], second.inputs[0]
+    return (a, b) if a is not None and b is not None else None
+
+
+def is_quantized(node: ir.Node) -> bool:
+    """Return whether a product is one of integers."""
+    return node.op_type in ("Mul", "MatMulIntegerToFloat")
 
 
 def qk_product(view: View, node: ir.Node, key_axis: int = -1) -> Product:
@@ -168,12 +205,12 @@ def pv_product(view: View, node: ir.Node, side: int, axes: tuple[int, ...] | Non
 
 def _letters(view: View, node: ir.Node) -> tuple[tuple[ir.Value, ir.Value], tuple[str, str, str], float]:
     """Return the operands of a product, the letters of their axes and of the output's, and a constant factor."""
-    if len(node.inputs) != 2 or node.inputs[0] is None or node.inputs[1] is None:
-        raise NoMatch(f"{node.op_type} does not have two inputs")
-    operands = node.inputs[0], node.inputs[1]
-    ranks = [view.rank(x) for x in operands]
+    found = operands(node)
+    if found is None:
+        raise NoMatch(f"{node.op_type} is not a product of two tensors")
+    ranks = [view.rank(x) for x in found]
     if node.op_type == "Einsum":
-        return operands, _equation(node, ranks), 1.0
+        return found, _equation(node, ranks), 1.0
     known = [r for r in (*ranks, view.rank(node.outputs[0])) if r is not None]
     if not known:
         raise NoMatch("the ranks of the products' operands are unknown")
@@ -187,7 +224,7 @@ def _letters(view: View, node: ir.Node) -> tuple[tuple[ir.Value, ir.Value], tupl
     if int_attribute(node, "transB", 0):
         b = b[:-2] + "nk"
     factor = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 1.0
-    return operands, (a, b, batch + "mn"), factor
+    return found, (a, b, batch + "mn"), factor
 
 
 def _equation(node: ir.Node, ranks: list[int | None]) -> tuple[str, str, str]:
@@ -195,8 +232,8 @@ def _equation(node: ir.Node, ranks: list[int | None]) -> tuple[str, str, str]:
     text = node.attributes["equation"].as_string().replace(" ", "")
     if text.count(",") != 1 or "->" not in text or text != text.lower():
         raise NoMatch(f"Einsum '{text}' is not a product of two tensors with named axes")
-    operands, out = text.split("->")
-    sides = operands.split(",")
+    given, out = text.split("->")
+    sides = given.split(",")
     if "." in text:
         hidden = {r - len(s) + 3 for r, s in zip(ranks, sides, strict=True) if r is not None and "..." in s}
         if len(hidden) != 1 or None in ranks or "..." not in out:

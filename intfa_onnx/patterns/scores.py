@@ -12,7 +12,7 @@ from intfa_onnx.patterns.bounds import is_product_of, largest
 from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required, transpose
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View
-from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, dequantized, keeps_value, transposed
+from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, transposed
 
 # A score that the graph overwrites with at most this is masked out: exp(-1e4 - max) is 0 in every float type. A factor
 # that follows may bring it to the second number, which leaves 0 for all scores above -800.
@@ -38,7 +38,7 @@ class Scores:
     times: ir.Value | None = None  # of zeros and ones: the scores were multiplied by it, and the addition has to follow
     biases: list[ir.Value] = field(default_factory=list)  # what was added
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
-    zeroed: list[tuple[ir.Value, bool]] = field(default_factory=list)  # masks that P is multiplied by, still to be met
+    zeroed: list[Zeroed] = field(default_factory=list)  # masks that are applied to P as well, still to be met
     settled: bool = False  # the last of them was, with a finite number: nothing may follow
 
     def in_order(self) -> bool:
@@ -52,7 +52,7 @@ def read_scores(
     qk_node: ir.Node,
     path: Path,
     core_shape: Operand,
-    zeroed: list[tuple[ir.Value, bool]],
+    zeroed: list[Zeroed],
 ) -> Scores:
     """Read the steps from Q K^T to the softmax, first to last.
 
@@ -62,7 +62,7 @@ def read_scores(
         qk_node: the product.
         path: the steps from it to the softmax.
         core_shape: of Q K^T, [..., Sq, Skv].
-        zeroed: conditions outside of which P is overwritten with 0, each with the truth that keeps it.
+        zeroed: where P becomes 0 after the softmax.
 
     Raises:
         NoMatch: one of them is not understood.
@@ -225,16 +225,17 @@ def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     if condition is None or filler is None or constant is None or constant.size != 1 or not constant.item() <= _MASKED:
         raise NoMatch(f"'{node_name(node)}' overwrites scores with something other than a large negative constant")
     value, kept = constant.item(), index == 1
-    met = [z for z in meaning.zeroed if same_truth(condition, kept, *z)]
+    met = [z for z in meaning.zeroed if same_truth(condition, kept, z.condition, z.kept)]
     if met:
         # What it excludes is 0 whatever the row holds, as after -inf; a row without any other key too.
         others = [b for b in meaning.biases if not (is_product_of(view, b) or largest(view, b) < -_MASKED_AND_SCALED)]
         if np.isfinite(value) and (others or meaning.overwritten is not None):
             raise NoMatch(f"'{node_name(node)}' masks keys whose probabilities are overwritten, and not those alone")
         meaning.zeroed = [z for z in meaning.zeroed if z not in met]
-        meaning.settled, excluded = bool(np.isfinite(value)), meaning.may_exclude
+        meaning.settled = bool(np.isfinite(value))
+        may_be_nan = meaning.may_exclude or (not meaning.settled and all(z.by_factor for z in met))
         _overwrite(view, meaning, node, _in_order(view, meaning, condition), -np.inf, index)
-        meaning.may_exclude = excluded
+        meaning.may_exclude = may_be_nan
         return
     _overwrite(view, meaning, node, _in_order(view, meaning, condition), value, kept=index)
 

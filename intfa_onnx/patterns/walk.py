@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.match import NoMatch, node_name
-from intfa_onnx.patterns.products import is_product
+from intfa_onnx.patterns.products import operands
 from intfa_onnx.patterns.sizes import Token
 from intfa_onnx.patterns.view import View
 
@@ -33,6 +33,15 @@ def transposed(axes: tuple[int, ...], node: ir.Node) -> tuple[int, ...]:
     return tuple(axes[p] for p in perm)
 
 
+@dataclass(frozen=True)
+class Zeroed:
+    """Probabilities become 0 where ``condition`` is not ``kept``: overwritten, or multiplied by 0, which keeps NaN."""
+
+    condition: ir.Value
+    kept: bool
+    by_factor: bool = False
+
+
 @dataclass
 class Down:
     """The way from the softmax to the product with V."""
@@ -47,7 +56,7 @@ class Down:
     row_guards: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)  # (x, whether a row of x is all -inf)
     guards: set[ir.Node] = field(default_factory=set)  # the nodes that read each x
     factors: list[tuple[str, ir.Value]] = field(default_factory=list)  # of whole rows: Mul, Div, Where (kept), Not
-    zeroed: list[tuple[ir.Value, bool]] = field(default_factory=list)  # 0 where the condition is not that
+    zeroed: list[Zeroed] = field(default_factory=list)
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
 
     @property
@@ -82,7 +91,9 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
         if len(readers) != 1:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
-        if is_product(node):
+        if node.op_type == "DynamicQuantizeLinear" and (product := _product_of_integers(view, node, value)) is not None:
+            node, index = product
+        if (factors := operands(node)) is not None and factors[index] is value:
             if drops_column is not None:
                 raise NoMatch("the sink's column goes into the product with V")
             down.products = [(node, index)]
@@ -113,6 +124,22 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
     raise NoMatch("no product with V below the softmax")
 
 
+def _product_of_integers(view: View, quantize: ir.Node, probs: ir.Value) -> tuple[ir.Node, int] | None:
+    """Return the product that a DynamicQuantizeLinear of the probabilities is for, and the side they enter by."""
+    below, found = {quantize}, set[ir.Node]()
+    for _ in range(4):  # DynamicQuantizeLinear, MatMulInteger, Cast, Mul
+        outputs = [o for n in below for o in n.outputs]
+        if any(o.is_graph_output() for o in outputs):
+            return None
+        below = {n for o in outputs for n, _ in view.readers(o)}
+        found |= {n for n in below if operands(n) is not None}
+        below -= found
+    [node] = found if len(found) == 1 and not below else [None]
+    factors = operands(node)
+    sides = [i for i, x in enumerate(factors or ()) if x is probs]
+    return (node, sides[0]) if node is not None and len(sides) == 1 else None
+
+
 def _unread(node: ir.Node) -> str:
     return f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V"
 
@@ -125,7 +152,7 @@ def _read_factor(view: View, down: Down, node: ir.Node, other: ir.Value | None) 
         down.factors.append((node.op_type, other))
     elif node.op_type == "Mul" and cast is not None and _is_cast_truth(view, cast):
         assert cast.inputs[0] is not None
-        down.zeroed.append((cast.inputs[0], True))
+        down.zeroed.append(Zeroed(cast.inputs[0], True, by_factor=True))
     else:
         raise NoMatch(_unread(node))
 
@@ -145,7 +172,7 @@ def _read_overwritten(view: View, down: Down, node: ir.Node, index: int) -> None
     elif same_for_all_keys(view, condition):
         down.factors.append(("Where" if index == 1 else "Not", condition))
     else:
-        down.zeroed.append((condition, index == 1))
+        down.zeroed.append(Zeroed(condition, index == 1))
 
 
 def same_for_all_keys(view: View, value: ir.Value) -> bool:
@@ -259,7 +286,7 @@ def walk_up(view: View, scores: ir.Value) -> tuple[ir.Node, Path]:
 
 def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -> tuple[ir.Node, Path] | None:
     node = value.producer()
-    if node is None or depth > _MAX_STEPS or (node.domain not in ("", "ai.onnx") and not is_product(node)):
+    if node is None or depth > _MAX_STEPS or (node.domain not in ("", "ai.onnx") and operands(node) is None):
         return None
     # A product with constant weights is a projection. Constant queries, though, are what latents and prompts are.
     found_here = _is_product(view, node) or _is_product_of_parts(view, node)
@@ -285,7 +312,7 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
 
 
 def _is_product(view: View, node: ir.Node | None) -> bool:
-    return node is not None and is_product(node) and not any(view.is_constant(i) for i in node.inputs[-1:])
+    return (factors := operands(node)) is not None and not view.is_constant(factors[1])
 
 
 def _is_product_of_parts(view: View, node: ir.Node) -> bool:

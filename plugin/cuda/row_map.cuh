@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "cuda/ptx.cuh"
+#include "core/numerics.h"
 
 namespace intfa::cuda {
 
@@ -25,11 +25,11 @@ struct RowMap {
   static bool divides(int64_t rows, int64_t heads) { return heads == 1 || rows <= kHalf / heads; }
 
   // row / heads
-  INTFA_DEVICE int query(int row) const {
+  INTFA_HOST_DEVICE int query(int row) const {
     return static_cast<int>((uint64_t{2} * static_cast<uint32_t>(row) * reciprocal) >> 32);
   }
   // row % heads: its head, counted from the group's first
-  INTFA_DEVICE int head(int row) const { return row - query(row) * heads; }
+  INTFA_HOST_DEVICE int head(int row) const { return row - query(row) * heads; }
 };
 
 }  // namespace intfa::cuda
