@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from native.simt import hopper_bugs, toolchain
-from native.simt.attention import AttentionSimulator, build_ptx, build_wide, case_arguments, case_attributes
+from native.simt.attention import AttentionSimulator, build_hopper_ptx, build_wide, case_arguments, case_attributes
 from native.simt.hopper_bugs import OWN, SHARED, BuggyHopper
 from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 
@@ -186,9 +186,7 @@ def module(kernel: str, name: str):
     source = tree / "cuda" / "one.cu"
     source.write_text(f'#include "cuda/instances_sm90.cuh"\n{DEFINED[kernel]}\n')
     built = toolchain.ptx(source, f"hopper-{kernel}-{name}", plugin=tree, arch="90a")
-    joined = toolchain.BUILD / f"hopper-{kernel}-{name}.ptx"
-    joined.write_text(build_ptx(128).read_text() + built.read_text())
-    return simulator(kernel).load_ptx(joined)
+    return simulator(kernel).load_ptx(build_hopper_ptx(128, built, f"hopper-{kernel}-{name}-joined"))
 
 
 def interpret(kernel: str, name: str, mode: Mode) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +102,26 @@ def build_ptx(head_dim: int, stem: str = "attention", plugin: Path = toolchain.P
     return toolchain.ptx(plugin / "cuda" / f"kernels_d{head_dim}.cu", f"{stem}-d{head_dim}", plugin=plugin)
 
 
-def build_hopper_ptx(head_dim: int) -> Path:
-    """PTX of one head size's prologue and all wgmma kernels, in one file."""
-    kernels = toolchain.ptx(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu", "wgmma", arch="90a")
-    joined = toolchain.BUILD / f"hopper-d{head_dim}.ptx"
-    joined.write_text(build_ptx(head_dim).read_text() + kernels.read_text())
+def build_hopper_ptx(head_dim: int, wgmma: Path | None = None, stem: str = "hopper") -> Path:
+    """PTX of one head size's wgmma kernels, the product's or those of the file ``wgmma``, and of what runs beside them.
+
+    In one file, without the mma.sync kernels, which take the interpreter most of a second to read.
+    """
+    if wgmma is None:
+        wgmma = toolchain.ptx(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu", "wgmma", arch="90a")
+    joined = toolchain.BUILD / f"{stem}-d{head_dim}.ptx"
+    joined.write_text(
+        _entries(build_ptx(head_dim), lambda name: "attention" not in name)
+        + _entries(wgmma, lambda name: name.endswith(f"_d{head_dim}"))
+    )
     return joined
+
+
+def _entries(ptx: Path, wanted: Callable[[str], bool]) -> str:
+    """The PTX with the kernels alone whose name is wanted."""
+    mark = "\t// .globl\t"
+    head, *kernels = ptx.read_text().split(mark)
+    return head + "".join(mark + kernel for kernel in kernels if wanted(kernel.split(maxsplit=1)[0]))
 
 
 class AttentionSimulator(Simulator):
