@@ -108,7 +108,7 @@ def test_nobody_is_asked_for_a_model_type_or_heads() -> None:
 
 
 def test_a_peer_that_dies_or_hangs_is_asked_the_next(tmp_path: Path) -> None:
-    (variant,) = variants(["keras_bert"])
+    (variant,) = variants(["contrib_multi_head_attention"])
     path = tmp_path / str(export(variant, tmp_path).file)
     peers = Peers()
     question = "ONNX Runtime optimizer", path
