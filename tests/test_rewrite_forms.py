@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -463,3 +465,42 @@ NOT_DYNAMIC = {
 def test_other_products_of_integers_are_left_alone(kind):
     outputs = "float[B, 2, S, 16] Y" + (", float[B, 2, S, T] Z" if "elsewhere" in kind else "")
     rejection(parse(KT + NOT_DYNAMIC[kind], outputs=outputs))
+
+
+HEADS = {
+    "Gather": ("x = Gather <axis = 1> (X, index)\n", 2, True),
+    "Gather in turn": ("x = Gather <axis = 1> (X, turn)\n", 2, False),
+    "Tile of one": ("x = Tile (X, times)\n", 1, True),
+    "Tile in turn": ("x = Tile (X, twice)\n", 2, False),
+    "Expand of one": ("x = Expand (X, times)\n", 1, True),
+    "Tile behind": ("a = Reshape (X, apart)\n b = Tile (a, behind)\n x = Reshape (b, together)\n", 2, True),
+    "Tile before": ("a = Reshape (X, apart)\n b = Tile (a, before)\n x = Reshape (b, together)\n", 2, False),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_repeated_heads(kind):
+    """A repeated key head is read where it lies, if it is the one that grouped queries would read."""
+    text, kv_heads, absorbed = HEADS[kind]
+    bodies = [re.sub(r"\b([xab])\b", rf"\1{name}", text).replace("(X", f"({name}") for name in ("K", "V")]
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 18]>
+        g (float[B, 4, S, 16] Q, float[B, {kv_heads}, 7, 16] K, float[B, {kv_heads}, 7, 16] V)
+          => (float[B, 4, S, 16] Y) {{
+            index = Constant <value = int64[4] {{0, 0, 1, 1}}> ()
+            turn = Constant <value = int64[4] {{0, 1, 0, 1}}> ()
+            times = Constant <value = int64[4] {{1, 4, 1, 1}}> ()
+            twice = Constant <value = int64[4] {{1, 2, 1, 1}}> ()
+            apart = Constant <value = int64[5] {{-1, 2, 1, 7, 16}}> ()
+            together = Constant <value = int64[4] {{-1, 4, 7, 16}}> ()
+            behind = Constant <value = int64[5] {{1, 1, 2, 1, 1}}> ()
+            before = Constant <value = int64[5] {{1, 2, 1, 1, 1}}> ()
+            {" ".join(bodies)}
+            Kt = Transpose <perm = [0, 1, 3, 2]> (xK)
+            X = MatMul (Q, Kt)
+            P = Softmax <axis = -1> (X)
+            Y = MatMul (P, xV)
+        }}"""
+    )
+    [node] = fused(check_raise(model, values=feed(model)))
+    assert (list(node.input) == ["Q", "K", "V"]) == absorbed

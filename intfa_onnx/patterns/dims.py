@@ -176,6 +176,10 @@ class Dims:
         if op == "Flatten" and (before := self.of(first)) is not None:
             split = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
             return product(before[split:] if axis else before[:split])
+        if op == "Tile":
+            repeats = self.content(node.inputs[1])
+            times = repeats[axis] if repeats is not None and axis < len(repeats) else None
+            return None if times is None else product((self.dim(first, axis), times))
         if op == "Expand" and rank is not None:
             return self._expanded(node, axis - rank)
         if op == "Range":
