@@ -92,6 +92,10 @@ BUGS = {
         "no_barrier_after_q": [(SYNC_QUERIES, "    rows.begin();\n")],
         "q_overwritten_under_products": [("    ptx::sync_warpgroup(1 + warpgroup);  // all", "    // all")],
         "barriers_used_before_they_exist": [("  ptx::sync_block();\n", "")],
+        "warpgroups_share_a_barrier": [
+            (SYNC_QUERIES, SYNC_QUERIES.replace("1 + warpgroup", "1")),
+            ("    ptx::sync_warpgroup(1 + warpgroup);  // all", "    ptx::sync_warpgroup(1);  // all"),
+        ],
         # setmaxnreg
         "registers_not_given": [(GIVE, "")],
         "too_many_registers_taken": [(TAKE, "ptx::take_registers<168>();")],
@@ -166,7 +170,12 @@ INTERPRETED = {
     },
     **{
         ("persistent", name): {OWN["persistent"]: BUGS["persistent"][name]}
-        for name in ("registers_not_given", "q_overwritten_under_products", "k_stage_taken_without_waiting")
+        for name in (
+            "registers_not_given",
+            "q_overwritten_under_products",
+            "k_stage_taken_without_waiting",
+            "warpgroups_share_a_barrier",
+        )
     },
 }
 DEFINED = {
