@@ -93,13 +93,13 @@ def test_every_cpu_peer_computes_attention() -> None:
 def test_a_step_of_a_decoder() -> None:
     """One query over a cache, grouped heads; a cache of codes moves a quarter of the bytes."""
     pytest.importorskip("onnxruntime")
-    problem = Problem(1, 4, 2, 300, 16, causal=False, decode=True)
-    assert problem.operations == 4 * 4 * 300 * 16
-    assert problem.label() == "B1 H4/2 S300 D16 decode"
+    problem = Problem(1, 4, 2, 2048, 64, causal=False, decode=True)
+    assert problem.operations == 4 * 4 * 2048 * 64
+    assert problem.label() == "B1 H4/2 S2048 D64 decode"
     device = Device("test", int8_ops=1e30, bytes_per_second=1.0)
     result = bench_problem(problem, CPU_PEERS, rounds=3, round_seconds=0, machine=Machine(device))
     rows = {row["candidate"]: row for row in result.as_dict()["rows"]}
-    cache, queries = 2 * 2 * 300 * 16, 4 * 16
+    cache, queries = 2 * 2 * 2048 * 64, 4 * 64
     for name, moved in ((OURS, 4 * (cache + 2 * queries)), ("intfa int8, codes given", cache + queries + 4 * queries)):
         assert rows[name]["percent_of_limit"] * rows[name]["seconds"] / 100 == pytest.approx(moved)
         assert rows[name]["limit"] == "memory"
@@ -109,7 +109,7 @@ def test_a_step_of_a_decoder() -> None:
 
 
 def test_a_decoder_step_reads_memory_and_not_the_last_call_s_cache() -> None:
-    step = Problem(1, 4, 2, 300, 16, causal=False, decode=True)
+    step = Problem(1, 4, 2, 2048, 64, causal=False, decode=True)
     _, k, v = step.inputs()
     turns = caches(step, k, v)
     assert sum(x.nbytes for cache in turns for x in cache) >= MEMORY_BYTES
