@@ -39,6 +39,8 @@ pip install torch==2.13.0 && pip install '.[ort,models,zoo]'
 python models/zoo && python benchmarks/coverage.py
 ```
 
+Where torch is a build for the CPU alone, torchvision, which timm requires, has to be one too.
+
 An attention counts as verified if it was replaced and the model still computes, in ONNX Runtime, what it did before:
 in float (`rewrite --portable`) on the exported sizes, on other sizes, with padding on the right, on the left, with
 holes and with fully masked rows; and with the INT8 operator within {bound:.0%} relative L2 over the whole model. In

@@ -100,6 +100,16 @@ def test_a_refusal_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [p.name for p in tmp_path.iterdir()] == ["qdq-graph-0-graph.json"]
 
 
+def test_a_model_that_cannot_be_built_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(_: str) -> zoo.Case:
+        raise ImportError("two libraries do not fit")
+
+    monkeypatch.setattr(Variant, "build", build)
+    with pytest.raises(ImportError):
+        export(next(v for v in variants(["qdq"])), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_killed_export_is_done_again(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file gets its name when it is whole, then the record: there is no point where half of one counts."""

@@ -89,16 +89,20 @@ def key(variant: Variant) -> str:
 
 
 def export(variant: Variant, folder: Path) -> Exported:
-    """Export one variant, or return what an earlier call left in the folder."""
+    """Export one variant, or return what an earlier call left in the folder.
+
+    Raises:
+        Exception: the model cannot be built on this machine, whose libraries do not fit; that is no exporter's answer.
+    """
     record, path, now = folder / f"{variant.stem}.json", folder / f"{variant.stem}.onnx", key(variant)
     if record.exists():
         known = json.loads(record.read_text())
         if known["key"] == now:
             return Exported(variant, known["file"], known["static"], known["error"], now)
     path.unlink(missing_ok=True)
-    partial = path.with_suffix(".partial")
+    case, partial = variant.build(), path.with_suffix(".partial")
     try:
-        static = _write(variant.build(), variant, partial)
+        static = _write(case, variant, partial)
         partial.replace(path)
         done = Exported(variant, path.name, static, "", now)
     except Exception as error:  # whatever an exporter raises: it is its answer for this model
