@@ -21,7 +21,7 @@ CASE_OF = {
     # Six items for two blocks: three of 8 queries, which leave two warpgroups without any, then three in which causal
     # leaves the warpgroups different numbers of tiles, two of these in one block. 15 tiles per block, three stages.
     "persistent": replace(
-        SINK, num_heads=3, kv_num_heads=1, seqlen_q=200, seqlen_new=640, causal=True, causal_alignment="lower_right"
+        SINK, num_heads=3, kv_num_heads=3, seqlen_q=200, seqlen_new=640, causal=True, causal_alignment="lower_right"
     ),
 }
 MODES = all_modes()
