@@ -50,19 +50,26 @@ void copy_tokens(const TokenRows<T>& rows, const AttentionProblem& p, int64_t ba
   }
 }
 
-// Calls visit(first channel, number of vectors as a constant) for all channels, four vectors at a time where there are
-// as many: a walk over the tokens then keeps its results in registers.
+// Calls visit(first token, end, first channel, number of vectors as a constant) for all channels of the first `valid`
+// tokens, four vectors at a time where there are as many: a walk over the tokens then keeps its results in registers.
+// By blocks of tokens, whose rows are in the cache when the next channels' turn comes.
 template <typename Visit>
-HWY_INLINE void for_columns(int64_t channels, Visit visit) {
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= channels; i += 4 * kLanes) visit(i, std::integral_constant<int, 4>());
-  for (; i < channels; i += kLanes) visit(i, std::integral_constant<int, 1>());
+HWY_INLINE void for_columns(int64_t valid, int64_t channels, Visit visit) {
+  constexpr int64_t kTokens = 32;
+  for (int64_t j = 0; j < valid; j += kTokens) {
+    const int64_t end = HWY_MIN(j + kTokens, valid);
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= channels; i += 4 * kLanes) visit(j, end, i, std::integral_constant<int, 4>());
+    for (; i < channels; i += kLanes) visit(j, end, i, std::integral_constant<int, 1>());
+  }
 }
 
-// Vector v of kV from channel i of a row of n; of four all are within the row.
+// Vector v of kV from channel i of a row of n; of four all are within the row. Asks for what lies `ahead` elements on.
 template <int kV, typename T>
-HWY_INLINE VF load_column(const T* row, int64_t i, int v, int64_t n) {
-  return kV == 4 ? load_lanes(row + i + v * kLanes) : load_at(row, i, n);
+HWY_INLINE VF load_column(const T* row, int64_t i, int v, int64_t n, int64_t ahead) {
+  const T* from = row + i + v * kLanes;
+  if (v * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(from + ahead, 0, 2);
+  return kV == 4 ? load_lanes(from) : load_at(row, i, n);
 }
 
 using DD = hn::Repartition<double, DF>;
@@ -71,32 +78,33 @@ HWY_INLINE void store_means(const double* sum, int64_t count, float* mean) {
   for (int l = 0; l < kLanes; ++l) mean[l] = static_cast<float>(sum[l] / static_cast<double>(count));
 }
 
+// How many tokens ahead of the one at hand the statistics ask for rows.
+constexpr int64_t kTokensAhead = 32;
+
 // Channel means of the first `valid` tokens, summed in float64; false if one of them is not finite.
 template <typename T>
 bool mean_of_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRICT mean) {
   const DD dd;
-  bool finite = true;
-  for_columns(k.channels, [&](int64_t i, auto vectors) HWY_ATTR {
+  HWY_ALIGN double sums[kMaxHeadDim] = {};  // in every vector's lanes the lower half comes first
+  for_columns(valid, k.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
+    const int64_t ahead = kTokensAhead * k.stride_at(j);
     hn::Vec<DD> sum[2 * kV];
-    for (auto& s : sum) s = hn::Zero(dd);
-    for (int64_t j = 0; j < valid; ++j) {
+    for (int h = 0; h < 2 * kV; ++h) sum[h] = hn::Load(dd, sums + i + h * (kLanes / 2));
+    for (; j < end; ++j) {
       const T* row = k(j);
       for (int v = 0; v < kV; ++v) {
-        const VF x = load_column<kV>(row, i, v, k.channels);
+        const VF x = load_column<kV>(row, i, v, k.channels, ahead);
         sum[2 * v] = hn::Add(sum[2 * v], hn::PromoteLowerTo(dd, x));
         sum[2 * v + 1] = hn::Add(sum[2 * v + 1], hn::PromoteUpperTo(dd, x));
       }
     }
-    HWY_ALIGN double sums[kGroup];
-    for (int v = 0; v < kV; ++v) {
-      hn::Store(sum[2 * v], dd, sums);
-      hn::Store(sum[2 * v + 1], dd, sums + kLanes / 2);
-      store_means(sums, valid, mean + i + v * kLanes);
-      // a sum in float64 of float32 values is finite where all of them are
-      for (int l = 0; l < kLanes; ++l) finite &= std::isfinite(sums[l]);
-    }
+    for (int h = 0; h < 2 * kV; ++h) hn::Store(sum[h], dd, sums + i + h * (kLanes / 2));
   });
+  bool finite = true;
+  // a sum in float64 of float32 values is finite where all of them are
+  for (int64_t i = 0; i < k.channels; ++i) finite &= std::isfinite(sums[i]);
+  for (int64_t i = 0; i < k.channels; i += kLanes) store_means(sums + i, valid, mean + i);
   return finite;
 }
 
@@ -252,25 +260,25 @@ float amax_of_values(const TokenRows<T>& v, int64_t valid, float limit, float* a
   const DF d;
   const DU du;
   const auto bound = hn::BitCast(du, hn::Set(d, limit));
-  memset(amax, 0, round_up(v.channels, kGroup) * sizeof(float));
-  auto largest = hn::Zero(du);
-  for_columns(v.channels, [&](int64_t i, auto vectors) HWY_ATTR {
+  const int64_t n = round_up(v.channels, kGroup);
+  memset(amax, 0, n * sizeof(float));
+  for_columns(valid, v.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
+    const int64_t ahead = kTokensAhead * v.stride_at(j);
     hn::Vec<DU> max[kV];
-    for (auto& m : max) m = hn::Zero(du);
-    for (int64_t j = 0; j < valid; ++j) {
+    for (int u = 0; u < kV; ++u) max[u] = hn::BitCast(du, hn::Load(d, amax + i + u * kLanes));
+    for (; j < end; ++j) {
       const T* row = v(j);
       for (int u = 0; u < kV; ++u) {
-        auto x = magnitude(load_column<kV>(row, i, u, v.channels));
+        auto x = magnitude(load_column<kV>(row, i, u, v.channels, ahead));
         if constexpr (kClear) x = hn::IfThenElseZero(hn::Lt(x, bound), x);
         max[u] = hn::Max(max[u], x);
       }
     }
-    for (int u = 0; u < kV; ++u) {
-      hn::Store(hn::BitCast(d, max[u]), d, amax + i + u * kLanes);
-      largest = hn::Max(largest, max[u]);
-    }
+    for (int u = 0; u < kV; ++u) hn::Store(hn::BitCast(d, max[u]), d, amax + i + u * kLanes);
   });
+  auto largest = hn::Zero(du);
+  for (int64_t i = 0; i < n; i += kLanes) largest = hn::Max(largest, hn::BitCast(du, hn::Load(d, amax + i)));
   const uint32_t bits = hn::ReduceMax(du, largest);
   float top;
   memcpy(&top, &bits, sizeof top);
