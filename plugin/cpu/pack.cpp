@@ -212,8 +212,11 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   RowGroup rows;
   // Keys [j, j + count) of the tile.
   const auto load = [&](int64_t j, int64_t count) {
-    load_rows([&](int r) { return k(first + j + r); }, static_cast<int>(count), p.head_dim,
-              smooth ? head.k_mean : nullptr, rows);
+    const auto row_at = [&](int r) {
+      if (!layout.whole_heads) prefetch_rows(k, first + j + r + layout.tile_n, 1, p.seqlen_kv());
+      return k(first + j + r);
+    };
+    load_rows(row_at, static_cast<int>(count), p.head_dim, smooth ? head.k_mean : nullptr, rows);
     clear_non_finite(p.head_dim, rows, [&](int r) {
       head.bad[layout.bad_index(first + j + r)] |= kBadK;
       *head.any_bad |= kBadK;
@@ -230,8 +233,8 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   for (int r = 0; r < kGroup; ++r) code_rows[r] = codes + r * kMaxHeadDim;
   for (int64_t j = 0; j < round_up(keys, kChunk); j += kGroup) {
     const int64_t count = HWY_MAX(HWY_MIN(int64_t{kGroup}, keys - j), int64_t{0});
-    if (!layout.whole_heads) prefetch_rows(k, first + j + layout.tile_n, kGroup, p.seqlen_kv());
     if constexpr (std::is_same_v<T, int8_t>) {  // codes already
+      if (!layout.whole_heads) prefetch_rows(k, first + j + layout.tile_n, kGroup, p.seqlen_kv());
       for (int r = 0; r < count; ++r) code_rows[r] = k(first + j + r);
       for (int64_t r = count; r < kGroup; ++r) code_rows[r] = kZeros<T>;
     } else {
