@@ -110,9 +110,11 @@ def test_codes_in_place_equal_packed_ones(case: AttentionCase, form: dict) -> No
         np.testing.assert_array_equal(found.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8), output)
 
 
-def test_non_finite_keys_of_later_tiles_are_found() -> None:
+@pytest.mark.parametrize(("precision", "static_scales"), [("int8", ""), ("int8", "head"), ("int8_qk", "")])
+def test_non_finite_keys_of_later_tiles_are_found(precision: str, static_scales: str) -> None:
     # the window leaves out the first tile: a mark at the wrong tile would not be seen
-    call = make_call(replace(FEW, seqlen_past=0, causal_alignment="lower_right", window_left=200))
+    case = replace(FEW, seqlen_past=0, causal_alignment="lower_right", window_left=200, static_scales=static_scales)
+    call = make_call(case, precision=precision)
     call.arrays["K"][0, 0, 290] = np.inf
     call.arrays["V"][0, 1, 150, 5] = np.nan
     assert call.run() == (OK, "")

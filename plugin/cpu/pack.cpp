@@ -50,14 +50,14 @@ void copy_tokens(const TokenRows<T>& rows, const AttentionProblem& p, int64_t ba
   }
 }
 
-// Calls visit(first token, end, first channel, number of vectors as a constant) for all channels of the first `valid`
-// tokens, four vectors at a time where there are as many: a walk over the tokens then keeps its results in registers.
+// Calls visit(first token, end, first channel, number of vectors as a constant) for all channels of tokens [first,
+// last), four vectors at a time where there are as many: a walk over the tokens then keeps its results in registers.
 // By blocks of tokens, whose rows are in the cache when the next channels' turn comes.
 template <typename Visit>
-HWY_INLINE void for_columns(int64_t valid, int64_t channels, Visit visit) {
+HWY_INLINE void for_columns(int64_t first, int64_t last, int64_t channels, Visit visit) {
   constexpr int64_t kTokens = 32;
-  for (int64_t j = 0; j < valid; j += kTokens) {
-    const int64_t end = HWY_MIN(j + kTokens, valid);
+  for (int64_t j = first; j < last; j += kTokens) {
+    const int64_t end = HWY_MIN(j + kTokens, last);
     int64_t i = 0;
     for (; i + 4 * kLanes <= channels; i += 4 * kLanes) visit(j, end, i, std::integral_constant<int, 4>());
     for (; i < channels; i += kLanes) visit(j, end, i, std::integral_constant<int, 1>());
@@ -86,7 +86,7 @@ template <typename T>
 bool mean_of_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRICT mean) {
   const DD dd;
   HWY_ALIGN double sums[kMaxHeadDim] = {};  // in every vector's lanes the lower half comes first
-  for_columns(valid, k.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
+  for_columns(0, valid, k.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
     const int64_t ahead = kTokensAhead * k.stride_at(j);
     hn::Vec<DD> sum[2 * kV];
@@ -256,16 +256,16 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   }
 }
 
-// amax of every channel over the first `valid` tokens; with kClear of the magnitudes below `limit` only. Returns the
+// amax of every channel over tokens [first, last); with kClear of the magnitudes below `limit` only. Returns the
 // largest of all, which without kClear tells whether all are finite.
 template <bool kClear, typename T>
-float amax_of_values(const TokenRows<T>& v, int64_t valid, float limit, float* amax) {
+float amax_of_values(const TokenRows<T>& v, int64_t first, int64_t last, float limit, float* amax) {
   const DF d;
   const DU du;
   const auto bound = hn::BitCast(du, hn::Set(d, limit));
   const int64_t n = round_up(v.channels, kGroup);
   memset(amax, 0, n * sizeof(float));
-  for_columns(valid, v.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
+  for_columns(first, last, v.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
     const int64_t ahead = kTokensAhead * v.stride_at(j);
     hn::Vec<DU> max[kV];
@@ -445,10 +445,11 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
 
 // Notes in head.bad which tokens of V have values that are not below `limit`.
 template <typename T>
-void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t valid, float limit, const PackedHead& head) {
+void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t first, int64_t last, float limit,
+                     const PackedHead& head) {
   const DF d;
   *head.any_bad |= kBadV;
-  for (int64_t j = 0; j < valid; ++j) {
+  for (int64_t j = first; j < last; ++j) {
     auto ok = hn::FirstN(d, kLanes);
     for (int64_t i = 0; i < v.channels; i += kLanes)
       ok = hn::And(ok, hn::Lt(hn::Abs(load_at(v(j), i, v.channels)), hn::Set(d, limit)));
@@ -456,18 +457,28 @@ void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t valid,
   }
 }
 
+// amax of every channel over tokens [first, last), without the values that are no usable numbers, which it notes.
+template <typename T>
+void measure_values(const AttentionProblem& p, const Layout& layout, const TokenRows<T>& v, int64_t first, int64_t last,
+                    const PackedHead& head, float* amax) {
+  const float limit = value_limit(p);
+  if (amax_of_values<false>(v, first, last, limit, amax) < limit) return;
+  amax_of_values<true>(v, first, last, limit, amax);
+  mark_bad_values(layout, v, first, last, limit, head);
+}
+
+// Whether V's scales come of its values. Otherwise a tile is looked at for bad values only, when it is packed.
+bool scales_by_values(const AttentionProblem& p) {
+  return p.precision != Precision::kInt8QK && p.v_scale == ScaleGranularity::kNone;
+}
+
 template <typename T>
 void prepare_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
                     int64_t kv_head, const PackedHead& head, int64_t valid) {
   constexpr bool kIsCode = std::is_same_v<T, int8_t>;
-  const TokenRows<T> v = value_rows<T>(p, t, batch, kv_head);
   HWY_ALIGN float amax[kMaxHeadDim];
   if constexpr (!kIsCode) {
-    const float limit = value_limit(p);
-    if (!(amax_of_values<false>(v, valid, limit, amax) < limit)) {
-      amax_of_values<true>(v, valid, limit, amax);
-      mark_bad_values(layout, v, valid, limit, head);
-    }
+    if (scales_by_values(p)) measure_values(p, layout, value_rows<T>(p, t, batch, kv_head), 0, valid, head, amax);
   }
   if (p.precision == Precision::kInt8QK && !kIsCode) {
     for (int64_t c = 0; c < layout.padded_channels(); ++c) head.v_scale[c] = 1.f;
@@ -519,6 +530,9 @@ void pack_one_tile(const AttentionProblem& p, const AttentionTensors& t, const L
   with_type(p.dtype, [&]<typename T>(T*) {
     pack_keys<T>(p, t, layout, batch, kv_head, head, first, keys, packed);
     if constexpr (!std::is_same_v<T, int8_t>) {
+      HWY_ALIGN float amax[kMaxHeadDim];
+      if (!scales_by_values(p))
+        measure_values(p, layout, value_rows<T>(p, t, batch, kv_head), first, first + keys, head, amax);
       if ((*head.any_bad & kBadV) != 0)
         return pack_values<true, T>(p, t, layout, batch, kv_head, head, first, keys, packed);
     }
