@@ -14,6 +14,7 @@ import onnx_ir as ir
 from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.elements import operation
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand
+from intfa_onnx.patterns.rotary import before_transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
 _BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
@@ -93,12 +94,13 @@ def _is_elementwise(result: Operand) -> bool:
 
 
 def _packed(view: View, x: Operand) -> tuple[Operand, int] | None:
-    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D], or a part of one of [B, S, 3, H, D]."""
+    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D], also behind it, or a part of one of [B, S, 3, H, D]."""
     if (part := _part_of_projection(view, x)) is not None:
         return part
     call = operation(x)
     if call is None or call.op_type != "Transpose" or tuple(call.attributes.get("perm", ())) != _BSHD:
-        return None
+        moved = before_transpose(view, x)
+        return moved and (Call("Reshape", (moved[0], Const(np.array([0, 0, -1], np.int64)))), moved[1])
     base = call.inputs[0]
     heads = view.dim(base, 2) if isinstance(base, ir.Value) else None
     if heads is None:
