@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from intfa_onnx.patterns.binary import affine, is_binary, same_truth
 from intfa_onnx.patterns.bounds import is_product_of, largest
+from intfa_onnx.patterns.elements import Elements
 from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required, transpose
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View
@@ -121,6 +122,7 @@ def read_scores(
     if meaning.softcap:
         # cap * tanh(s * f) = cap * tanh((s * f * cap) / cap)
         meaning.scale *= meaning.softcap
+        meaning.softcap = abs(meaning.softcap)  # tanh is odd
     if meaning.mask is not None and meaning.shape is not None:
         meaning.mask = Call("Reshape", (Call("Expand", (meaning.mask, meaning.shape)), core_shape))
     return meaning
@@ -221,10 +223,10 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
 
 def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     condition, filler = node.inputs[0], node.inputs[3 - index]
-    constant = view.constant(filler)
-    if condition is None or filler is None or constant is None or constant.size != 1 or not constant.item() <= _MASKED:
+    value = Elements(view).number(filler)
+    if condition is None or value is None or not value <= _MASKED:
         raise NoMatch(f"'{node_name(node)}' overwrites scores with something other than a large negative constant")
-    value, kept = constant.item(), index == 1
+    kept = index == 1
     met = [z for z in meaning.zeroed if same_truth(condition, kept, z.condition, z.kept)]
     if met:
         # What it excludes is 0 whatever the row holds, as after -inf; a row without any other key too.
