@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from attention_graphs import BOOL, KT, TAIL, attributes, check_raise, feed, fused, parse, rejection, run
+from attention_graphs import BOOL, KT, MASK, TAIL, attributes, check_raise, feed, fused, parse, rejection, run
 from onnx import TensorProto, numpy_helper
 
 import intfa_onnx
@@ -543,3 +543,30 @@ def test_masked_with_a_tensor_of_one_number():
         "X = Where (M, s, f)\n nan = Softmax <axis = -1> (X)\n e = IsNaN (nan)\n P = Where (e, zero, nan)\n" + PV
     )
     check_raise(parse(body, BOOL))
+
+
+RELAXED = {
+    "kept axis": "m = ReduceMax (d, last)\n e = Sub (d, m)\n",
+    "dropped axis": "n = ReduceMax <keepdims = 0> (d, last)\n m = Unsqueeze (n, last)\n e = Sub (d, m)\n",
+}
+DIVIDED = LAST + "alpha = Constant <value = float {32}> ()\n" + S + "u = Add (s, M)\n d = Div (u, alpha)\n"
+
+
+@pytest.mark.parametrize("kind", RELAXED)
+def test_maximum_subtracted_before_a_factor(kind):
+    """CogView, LayoutLMv3: softmax(alpha * (s / alpha - max(s / alpha)))."""
+    rewritten = check_raise(parse(DIVIDED + RELAXED[kind] + "X = Mul (e, alpha)\n" + TAIL, MASK))
+    assert not {"ReduceMax", "MatMul"} & {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (DIVIDED + RELAXED["kept axis"] + "X = Add (e, M)\n" + TAIL, "after the maximum of each row"),
+        (DIVIDED + "m = ReduceMax (s, last)\n e = Sub (d, m)\n X = Mul (e, alpha)\n" + TAIL, "other consumers"),
+        (DIVIDED.replace("{-1}", "{2}") + RELAXED["kept axis"] + "X = Mul (e, alpha)\n" + TAIL, "other consumers"),
+    ],
+    ids=["bias after it", "of something else", "over queries"],
+)
+def test_maximum_that_counts(body, reason):
+    assert reason in rejection(parse(body, MASK))

@@ -13,7 +13,7 @@ from intfa_onnx.patterns.elements import Elements
 from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required, transpose
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View
-from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, transposed
+from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, row_maximum, transposed
 
 # A score that the graph overwrites with at most this is masked out: exp(-1e4 - max) is 0 in every float type. A factor
 # that follows may bring it to the second number, which leaves 0 for all scores above -800.
@@ -40,6 +40,7 @@ class Scores:
     biases: list[ir.Value] = field(default_factory=list)  # what was added
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
     zeroed: list[Zeroed] = field(default_factory=list)  # masks that are applied to P as well, still to be met
+    shifted: bool = False  # the maximum of each row was subtracted
     settled: bool = False  # the last of them was, with a finite number: nothing may follow
 
     def in_order(self) -> bool:
@@ -81,6 +82,12 @@ def read_scores(
         if (reshapes and (op == "Transpose" or not meaning.in_order())) or (op in SAME_ELEMENTS and meaning.times):
             raise NoMatch(f"the scores are reshaped and transposed or multiplied ('{node_name(node)}')")
         if op in SAME_ELEMENTS:
+            continue
+        if meaning.shifted and op not in ("Mul", "Div"):
+            # In a row without any other key the maximum is that of the mask: what follows would count.
+            raise NoMatch(f"'{node_name(node)}' changes the scores after the maximum of each row was subtracted")
+        if row_maximum(view, node) is not None and meaning.in_order():
+            meaning.shifted = True
             continue
         if meaning.times is not None and (op not in ("Add", "Sub", "Mul", "Div") or other is None):
             raise NoMatch("the scores are multiplied by a mask, and nothing is added where it is 0")
