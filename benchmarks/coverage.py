@@ -270,8 +270,9 @@ def main(
         if not records:
             Console(stderr=True).print(f"no exported models in {zoo}; export them first: python models/zoo")
             raise typer.Exit(2)
-        known = families()
-        exported, code = [r for r in records if r["file"] and r["variant"]["name"] in known], digest_of_code()
+        known, code = families(), digest_of_code()
+        records = [r for r in records if r["variant"]["name"] in known]
+        exported = [r for r in records if r["file"]]
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=one_thread) as pool:
             futures = [pool.submit(measure, record, zoo, peers, code) for record in exported]
             progress = track(futures, "verifying", console=Console(stderr=True), disable=as_json)
