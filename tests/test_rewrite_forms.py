@@ -570,3 +570,36 @@ def test_maximum_subtracted_before_a_factor(kind):
 )
 def test_maximum_that_counts(body, reason):
     assert reason in rejection(parse(body, MASK))
+
+
+def test_reshape_to_the_shape_that_is_there():
+    """TorchScript puts one below P V, with sizes that it reads off the cache: it must not keep the cache out."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[B, 2, S, 16] Q, float[B, 2, S, 16] K, float[B, 2, S, 16] V,
+           float[B, 2, U, 16] PK, float[B, 2, U, 16] PV)
+          => (float[B, 2, S, 16] Y, float[B, 2, W, 16] PresentK, float[B, 2, W, 16] PresentV, int64[1] heads) {
+            minus = Constant <value = int64[1] {-1}> ()
+            PresentK = Concat <axis = 2> (PK, K)
+            PresentV = Concat <axis = 2> (PV, V)
+            Kt = Transpose <perm = [0, 1, 3, 2]> (PresentK)
+            X = MatMul (Q, Kt)
+            P = Softmax <axis = -1> (X)
+            y = MatMul (P, PresentV)
+            b = Shape <start = 0, end = 1> (y)
+            heads = Shape <start = 1, end = 2> (y)
+            s = Shape <start = 2, end = 3> (Q)
+            d = Shape <start = 3, end = 4> (PresentV)
+            shape = Concat <axis = 0> (b, minus, s, d)
+            z = Reshape (y, shape)
+            Y = Neg (z)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    sizes = {"Q": 3, "K": 3, "V": 3, "PK": 4, "PV": 4}
+    rewritten = check_raise(
+        model, values={n: rng.standard_normal((2, 2, s, 16)).astype(np.float32) for n, s in sizes.items()}
+    )
+    [node] = fused(rewritten)
+    assert list(node.output[1:]) == ["PresentK", "PresentV"]
+    assert not {"Concat", "MatMul", "Reshape"} & {n.op_type for n in rewritten.graph.node}

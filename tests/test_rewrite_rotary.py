@@ -131,6 +131,12 @@ STAYS = {
         "",
         "",
     ),
+    "the first query added to each": (
+        "q0 = Slice (q, zero, one, tokens)\n qr = Add (q0, q)\n",
+        rotated("k"),
+        "",
+        "",
+    ),
     "mean over tokens": (
         "m = ReduceMean (q, tokens)\n qr = Sub (q, m)\n",
         rotated("k"),
