@@ -48,7 +48,7 @@ OWN = [
          seqlen_new=130, data="k_bias"),
     case("padded", "lengths of each batch entry, which set the causal end", 3, batch=3, nonpad=(140, 77, 2), seqlen_q=3,
          seqlen_new=140, causal=True),
-    case("not_finite", "NaN for the rows of one head, of one key, of one channel", 3, kv_num_heads=2, seqlen_q=8,
+    case("not_finite", "NaN where one head, key, channel is not finite; V's amax of the others", 3, kv_num_heads=2, seqlen_q=8,
          seqlen_new=70, data="nonfinite", causal=True, mask="bool"),
 ]  # fmt: skip
 PACKED = [*OWN, *(c for c in CASES if c.num_heads > c.kv_num_heads)]
@@ -133,7 +133,7 @@ def test_rows_are_divided_exactly(heads):
     row_map.restype = ctypes.c_bool
     last = 2**31 // heads - 1
     multiples = [heads * n for n in (1, last // heads // 2, last // heads)]
-    for row in {0, last, *(m + d for m in multiples for d in (-1, 0, 1) if m + d <= last)}:
+    for row in {0, last, *(m + d for m in multiples for d in (-1, 0, 1) if 0 <= m + d <= last)}:
         assert row_map(heads, row, found)
         assert tuple(found) == divmod(row, heads)
     assert heads == 1 or not row_map(heads, last + 1, found)

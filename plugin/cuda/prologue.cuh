@@ -5,7 +5,8 @@
 //   per channel
 //                (or head); copies into the present caches where the caller asks for them
 //
-// Statistics run over the valid tokens: past and new, without padding, without tokens that have a non-finite channel.
+// Statistics run over the valid tokens, past and new, without padding: K's over those without a non-finite channel, V's
+// over all finite elements, since the others of their token count as they are.
 // Partial results are summed in a fixed order by every CTA that needs them, so that the output does not depend on
 // scheduling and nothing needs to be zeroed beforehand. With static scales, or INT8 input, `statistics` is not
 // launched.
@@ -89,14 +90,19 @@ INTFA_DEVICE void statistics(const PrologueParams& params) {
   for (int pass = first; pass < end; pass += kSlots) {  // the same number of passes for all lanes of a warp
     const int token = pass + slot;
     float x[Layout::kParts][4];
-    if (!block.read(x, token) || token >= end) continue;
+    const bool finite = block.read(x, token);
+    if (token >= end || !(finite || block.is_v)) continue;
     count += 1.f;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& r = result[part][i];
-        r = block.is_v ? fmaxf(r, fabsf(x[part][i])) : ptx::add_rn(r, x[part][i]);
+        if (!block.is_v) {
+          r = ptx::add_rn(r, x[part][i]);
+        } else if (fabsf(x[part][i]) < INFINITY) {
+          r = fmaxf(r, fabsf(x[part][i]));
+        }
       }
     }
   }
