@@ -48,8 +48,8 @@ OWN = [
          seqlen_new=130, data="k_bias"),
     case("padded", "lengths of each batch entry, which set the causal end", 3, batch=3, nonpad=(140, 77, 2), seqlen_q=3,
          seqlen_new=140, causal=True),
-    case("not_finite", "NaN where one head, key, channel is not finite; V's amax of the others", 3, kv_num_heads=2, seqlen_q=8,
-         seqlen_new=70, data="nonfinite", causal=True, mask="bool"),
+    case("not_finite", "NaN where one head, key, channel is not finite; V's amax of the others", 3, kv_num_heads=2,
+         seqlen_q=8, seqlen_new=70, data="nonfinite", causal=True, mask="bool"),
 ]  # fmt: skip
 PACKED = [*OWN, *(c for c in CASES if c.num_heads > c.kv_num_heads)]
 
