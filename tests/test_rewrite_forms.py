@@ -603,3 +603,26 @@ def test_reshape_to_the_shape_that_is_there():
     [node] = fused(rewritten)
     assert list(node.output[1:]) == ["PresentK", "PresentV"]
     assert not {"Concat", "MatMul", "Reshape"} & {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize("split", ["(w, parts)", "(w)"], ids=["given", "all alike"])
+def test_sizes_of_a_split_that_inference_does_not_reach(split):
+    """One projection of all three, behind sizes that are computed from a shape."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]> g (float[B, S, 96] X) => (float[B, 2, S, 16] Y) {{
+            parts = Constant <value = int64[3] {{16, 16, 16}}> ()
+            minus = Constant <value = int64[1] {{-1}}> ()
+            two = Constant <value = int64[1] {{2}}> ()
+            front = Shape <start = 0, end = 2> (X)
+            apart = Concat <axis = 0> (front, two, minus)
+            w = Reshape (X, apart)
+            q0, k0, v0 = Split <axis = 3> {split}
+            q = Transpose <perm = [0, 2, 1, 3]> (q0)
+            k = Transpose <perm = [0, 2, 3, 1]> (k0)
+            v = Transpose <perm = [0, 2, 1, 3]> (v0)
+            s = MatMul (q, k)
+            P = Softmax <axis = -1> (s)
+            Y = MatMul (P, v)
+        }}"""
+    )
+    check_raise(model, values={"X": np.random.default_rng(0).standard_normal((2, 5, 96)).astype(np.float32)})

@@ -190,7 +190,7 @@ class Dims:
             start, limit, step = (b[0] if b is not None and len(b) == 1 else None for b in bounds)
             return difference(limit, start) if step == 1 and start is not None and limit is not None else None
         if op in ("Slice", "Split", "Concat", "Gather"):
-            return self._along_other_axes(node, axis)
+            return self._along_other_axes(node, axis) or self._part(node, value, axis)
         if op in ("Squeeze", "Unsqueeze") and rank is not None and first_rank is not None:
             axes = self._view.axes(node)
             if axes is None:
@@ -275,6 +275,18 @@ class Dims:
         if axis != along:
             return self.dim(first, axis)
         return total(self.dim(i, axis) for i in node.inputs if i is not None) if node.op_type == "Concat" else None
+
+    def _part(self, node: ir.Node, part: ir.Value, axis: int) -> Token | None:
+        """Size of a part of a Split along its axis: as given, or all alike."""
+        if node.op_type != "Split":
+            return None
+        given = self.content(node.inputs[1]) if len(node.inputs) > 1 else None
+        if given is None and "split" in node.attributes:
+            given = tuple(node.attributes["split"].as_ints())
+        whole, count = self.dim(node.inputs[0], axis) if node.inputs[0] is not None else None, len(node.outputs)
+        if given is None and isinstance(whole, int) and whole % count == 0:
+            return whole // count
+        return given[part.index() or 0] if given is not None and len(given) == count else None
 
     def _sliced(self, node: ir.Node, position: int, axis: int) -> Token | None:
         """Size of a sliced axis with constant bounds; ``position`` is its place among the sliced axes."""
