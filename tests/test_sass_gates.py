@@ -15,8 +15,17 @@ from native.simt.attention import HEAD_DIMS, AttentionSimulator
 GROWTH = 1.03
 DEFAULT_DIMS, DEFAULT_ARCHITECTURES = (64, 128), ("80", "89", "90a")  # the others take minutes to compile
 
-TARGETS = [(arch, dim, 0.95) for arch in ("86", "89", "120") for dim in HEAD_DIMS]
-TARGETS += [("80", 64, 0.85), ("80", 128, 0.95)]
+# The plain loops' tensor cycles over those of the busiest pipe. On sm_80 at 64 the paper's scheme sums P in float: 0.7.
+FORMS = ("tile", "paper", "half")
+TARGETS = [(arch, dim, form, 0.95) for arch in ("86", "89", "120") for dim in HEAD_DIMS for form in FORMS]
+TARGETS += [("80", 128, form, 0.95) for form in FORMS] + [("80", 64, form, 0.85) for form in ("tile", "half")]
+STACK_BYTES_SM100: dict[str, int] = {}
+# Kernels for head sizes up to 128 whose shared memory lets one block alone into an SM, by its KB of shared memory.
+ALONE = {
+    100: {"half_d96", "half_d128", *(f"{form}_scored_d{dim}" for form in FORMS for dim in (96, 128))},
+    164: {f"{form}_scored_d128" for form in FORMS},
+    228: set(),
+}
 
 
 def gate_params(every: bool = True):
@@ -61,12 +70,13 @@ def test_gate(gate, measured, expected):
     assert sum(n for op, n in now["mma"].items() if op.startswith("IMMA.16832.S8.S8")) > 0
     pv = "HMMA.16816.F32" if gate.arithmetic == "half" else "IMMA.16832.U8.S8"
     assert now["mma"].get(pv, 0) > 0, now["mma"]
-    assert now["slow_conversions_in_loop"] <= then["slow_conversions_in_loop"], "a scored kernel converts its mask"
+    assert now["slow_conversions_in_loop"] == 0
     if gate.arch in DEFAULT_ARCHITECTURES:
         assert now["stack_bytes"] == now["local_in_loop"] == 0, "local memory"
-    if gate.head_dim <= 128 and not gate.scored and gate.arch in DEFAULT_ARCHITECTURES:
-        assert now["slow_conversions_in_loop"] == 0
-        assert gate.arithmetic == "half" or now["blocks_per_sm"] >= 2
+    arch, threads = pipe_model.ARCHITECTURES[gate.arch], 32 * 4
+    assert pipe_model.blocks_per_sm(arch, now["registers"], 0, threads) >= 2, "registers for two blocks"
+    if gate.head_dim <= 128 and gate.kernel.removeprefix("intfa_attention_") not in ALONE[arch.shared_kb]:
+        assert now["blocks_per_sm"] >= 2
     assert now["local_in_loop"] <= then["local_in_loop"], "spills in the main loop"
     assert now["stack_bytes"] <= then["stack_bytes"], "spills"
     assert now["blocks_per_sm"] >= then["blocks_per_sm"]
@@ -83,10 +93,25 @@ def test_record_is_complete(expected):
     assert sorted(expected) == sorted(map(str, GATES))
 
 
-@pytest.mark.parametrize(("arch", "head_dim", "target"), TARGETS)
-def test_tensor_cores_bound_the_loop(arch, head_dim, target, expected):
+@pytest.mark.parametrize(("arch", "head_dim", "form", "target"), TARGETS)
+def test_tensor_cores_bound_the_loop(arch, head_dim, form, target, expected):
     """Tensor cycles over those of the busiest pipe, as recorded; test_gate holds the record."""
-    assert expected[str(gates.Gate(arch, head_dim, "tile"))]["mma_share"] >= target
+    assert expected[str(gates.Gate(arch, head_dim, form))]["mma_share"] >= target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_sm100(head_dim, measured):
+    """Nobody publishes the rate of its mma.sync: of the model only what the code says by itself."""
+    cubin = gates.compile_gate(gates.Gate("100", head_dim, "tile"))
+    cuobjdump = toolchain.cuda_tool("cuobjdump")
+    found, code = pipe_model.resources(cubin, cuobjdump), pipe_model.disassemble(cubin, cuobjdump)
+    for form, scored in gates.ATTENTIONS:
+        kernel = gates.Gate("100", head_dim, form, scored).kernel
+        assert found[kernel]["stack_bytes"] <= STACK_BYTES_SM100.get(kernel, 0), kernel
+        opcodes = {i.opcode for i in code[kernel]}
+        assert any(op.startswith("IMMA.16832.S8.S8") for op in opcodes), kernel
+        assert ("HMMA.16816.F32" if form == "half" else "IMMA.16832.U8.S8") in opcodes, kernel
 
 
 def loop(*lines: str) -> list[pipe_model.Instruction]:

@@ -48,6 +48,15 @@ VARIANTS = [
     variant("d256_mask_skipped", "mask_short", head_dim=256, head_dim_v=256, seqlen_q=70, seqlen_new=330),
     variant("bfloat16_past", "causal_past", dtype="bfloat16"),
     variant("int8_past", "int8_channel", static_scales="tensor", seqlen_q=70),
+    variant("bfloat16_bshd", "bshd_gqa_float16", dtype="bfloat16"),
+    variant("int8_bshd", "int8_channel", layout="BSHD"),
+    # a mask's terms pass through shared memory strip by strip, at each head size
+    variant("d32_mask_bfloat16", "mask_float_inf", dtype="bfloat16", head_dim=32, head_dim_v=32, seqlen_new=130),
+    variant("d96_softcap_mask", "softcap_mask", head_dim=96, head_dim_v=96, seqlen_q=70, seqlen_new=140),
+    variant("d128_mask_blocks", "mask_blocks", head_dim=128, head_dim_v=128),
+    # splits of the keys in which nothing is attended
+    variant("split_nonpad", "nonpad", seqlen_q=3, seqlen_new=1100, nonpad=(1100, 70, 1, 0)),
+    variant("split_mask", "mask_short", seqlen_q=3, seqlen_new=1100),
 ]
 ADA = [variant("mask_ada", "mask_float_inf", head_dim=32, head_dim_v=32, seqlen_new=330)]
 GROUPED = ["plain", "ragged", "causal_past", "nonpad", "gqa", "bshd_gqa_float16", "mask_float_inf", "d128", "k_bias"]
@@ -252,6 +261,53 @@ def check_close(
     finite = np.isfinite(expected_lse) & (expected_lse > -1e38)
     # The row sum moves by a step per flip; lse of scores near 1e5 has a spacing of 2^-7.
     np.testing.assert_allclose(lse[finite], expected_lse[finite], rtol=1e-6, atol=step + spacing)
+
+
+def count_products(case: AttentionCase, arithmetic: str) -> int:
+    """How many MMAs a case takes."""
+    simulator().take_statistics()
+    run(case, arithmetic, DEFAULT_MODE)
+    return simulator().take_statistics()["mma"]
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize(
+    ("name", "rows"),  # whose tiles are skipped together: the block's where positions exclude them, a warp's by a mask
+    [
+        ("causal", 128),
+        ("window_causal", 128),
+        ("lower_right_empty", 128),
+        ("window", 128),
+        ("window_past_the_end", 128),
+        ("mask_short", 128),
+        ("mask_blocks", 32),
+    ],
+)
+def test_tiles_without_an_attended_key_are_skipped(name, rows, arithmetic):
+    case = next(c for c in CASES if c.name == name)
+    # [row, key] in whole blocks; rows beyond the last query read its mask and attend nothing by position
+    i, j = np.ogrid[: -(-case.seqlen_q // 128) * 128, : case.seqlen_kv]
+    key = i + (case.seqlen_kv - case.seqlen_q if case.causal_alignment == "lower_right" else case.seqlen_past)
+    attended = np.ones(np.broadcast_shapes(i.shape, j.shape), bool)
+    if case.causal:
+        attended &= j <= key
+    if case.window_left >= 0:
+        attended &= j >= key - case.window_left
+    if case.window_right >= 0:
+        attended &= j <= key + case.window_right
+    if case.mask == "none":
+        attended &= i < case.seqlen_q
+    else:
+        mask = make_inputs(case)["attn_mask"]
+        attended[:, mask.shape[-1] :] = False
+        if rows < 128:  # [Sq, Skv]
+            attended &= mask[np.minimum(i[:, 0], case.seqlen_q - 1)]
+    padded = np.pad(attended, ((0, 0), (0, -case.seqlen_kv % TILE_N)))
+    visits = padded.reshape(len(padded) // rows, rows, -1, TILE_N).any(axis=(1, 3))
+    everything = dataclasses.replace(case, causal=False, window_left=-1, window_right=-1, mask="none")
+    assert 0 < visits.sum() < visits.size
+    counted = count_products(case, arithmetic), count_products(everything, arithmetic)
+    assert counted[0] * visits.size == counted[1] * visits.sum(), (counted, visits)
 
 
 @pytest.mark.parametrize(("case", "arithmetic"), cases())

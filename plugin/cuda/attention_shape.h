@@ -4,8 +4,8 @@
 //   kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32}
 //   Q's codes [kTileM, Dp] s8, where they do not live in registers
 //   per warp eight words: four times the bits of kBias, then its Limits
-//   with kScored: the mask's terms for the tile [kTileM, kTileN] f32, as their lanes need them, unless
-//   kMaskInNextStage; shift [kTileM] f32 (RowTable) unit [kTileM] f32 (RowTable)
+//   with kScored: the mask's terms for the tile and kMaskStrips strips of each warp [16 * kNumWarps, kTileN] f32, as
+//   their lanes need them, unless kMaskInNextStage; shift [kTileM] f32 (RowTable) unit [kTileM] f32 (RowTable)
 #pragma once
 
 #include "cuda/traits.cuh"
@@ -26,7 +26,9 @@ struct AttentionShape {
   static constexpr bool kQInRegisters = kDim <= 64 || kDim == 256;
   // Channels of P.V between which the compiler moves nothing, in kernels with scores or of 256 channels: found by
   // compiling for sm_80, 89 and 90a, none of which spills with them.
-  static constexpr int kChannelsAtOnce = kScored && kArithmetic == Arithmetic::kHalfPV ? 128 : kDim == 96 ? 32 : 64;
+  static constexpr int kChannelsAtOnce = kScored && kArithmetic == Arithmetic::kHalfPV ? 128
+                                         : kDim == 64 || kDim == 96                    ? 32
+                                                                                       : 64;
 
   static constexpr int kRowBytes = kDim == 96 ? 128 : kDim;  // SmemTile's pitch
   static constexpr int kKBytes = kTileN * kRowBytes;
@@ -38,7 +40,10 @@ struct AttentionShape {
   static constexpr int kQOffset = (kQInRegisters ? kNumStages - 1 : kNumStages) * kStageBytes;
   static constexpr int kConstantsOffset = kNumStages * kStageBytes + (kQInRegisters ? 0 : kQBytes);
   static constexpr int kMaskOffset = kConstantsOffset + 32 * kNumWarps;
-  static constexpr int kMaskBytes = kScored ? 4 * kTileM * kTileN : 0;
+  // Strips of each warp whose mask terms there is room for. One at a time lets two CTAs into an SM, of 100 KB at 64 and
+  // of 164 KB at 96; at 128 there are no registers for it.
+  static constexpr int kMaskStrips = kDim == 128 ? kStrips : 1;
+  static constexpr int kMaskBytes = kScored ? 4 * 16 * kMaskStrips * kNumWarps * kTileN : 0;
   // Where a place of its own would be too much, the mask's terms take the stage that is fetched next, and the fetch
   // waits until the scores are masked.
   static constexpr bool kMaskInNextStage = kMaskOffset + kMaskBytes + 8 * kTileM > kMaxSmemBytes;

@@ -293,7 +293,8 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
               mask.stride_query,
               mask.stride_key,
               mask.stride_key == 1 &&
-                  aligned(tensors.mask, {mask.stride_batch, mask.stride_head, mask.stride_query}, mask.dtype, 4)};
+                  aligned(tensors.mask, {mask.stride_batch, mask.stride_head, mask.stride_query}, mask.dtype, 4),
+              mask.stride_query == 0 && (plan.rows.heads == 1 || mask.stride_head == 0)};
   }
   return p;
 }

@@ -59,6 +59,9 @@ INTFA_DEVICE int element_bytes(DataType dtype) {
   return dtype == DataType::kFloat32 ? 4 : dtype == DataType::kFloat16 || dtype == DataType::kBFloat16 ? 2 : 1;
 }
 
+// The compiler's own conversion of a byte goes to the slow pipe. As the mantissa of 1.5 * 2^23 it is a float at once.
+INTFA_DEVICE float f32_from_s8(int8_t x) { return ptx::add_rn(ptx::f32_bits(0x4B400000u + x), -12582912.f); }
+
 INTFA_DEVICE float load1(const void* base, int64_t index, DataType dtype) {
   switch (dtype) {
     case DataType::kFloat32:
@@ -68,7 +71,7 @@ INTFA_DEVICE float load1(const void* base, int64_t index, DataType dtype) {
     case DataType::kBFloat16:
       return ptx::f32_from_bf16(ptx::ld_global<uint16_t>(static_cast<const uint16_t*>(base) + index));
     default:
-      return static_cast<float>(ptx::ld_global<int8_t>(static_cast<const int8_t*>(base) + index));
+      return f32_from_s8(ptx::ld_global<int8_t>(static_cast<const int8_t*>(base) + index));
   }
 }
 
@@ -92,7 +95,7 @@ INTFA_DEVICE void load4(float (&x)[4], const void* base, int64_t index, int64_t 
     } else {
       const uint32_t v = ptx::ld_global<uint32_t>(p);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = static_cast<float>(static_cast<int8_t>(v >> 8 * i));
+      for (int i = 0; i < 4; ++i) x[i] = f32_from_s8(static_cast<int8_t>(v >> 8 * i));
     }
   } else {
 #pragma unroll

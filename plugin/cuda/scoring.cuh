@@ -58,26 +58,35 @@ INTFA_DEVICE int64_t mask_row(const AttentionParams& params, const Work& work, i
   return work.batch * mask.batch + (work.head + rows.head(row)) * mask.head + rows.query(row) * mask.query;
 }
 
-// Where a lane keeps its mask terms of one row half (of 2 * kStrips) and group of 16 keys: shared bytes from the warp's
-// part. keys: of the tile.
+// Where a lane keeps its mask terms of one row half of a strip and group of 16 keys: shared bytes from the warp's part.
+// keys: of the tile.
 INTFA_DEVICE uint32_t mask_slot(int keys, int half, int group, int lane) {
   return ((half * (keys / 16) + group) * 32 + lane) * 16;
 }
 
-// Brings the mask of a tile to shared memory, as log2 terms, each lane its own: in a loop of its own, because a mask of
-// any type and stride takes much code. key: the lane's first of the tile.
-template <int kStrips, int kKeys>
-INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, int key, uint32_t terms) {
+// Whether the terms of one row half stand for all rows. Kernels that stage two strips at once do not use it: they have
+// no registers for the choice.
+template <int kStrips>
+INTFA_DEVICE bool same_rows(const AttentionParams& params) {
+  return kStrips == 1 && params.mask.same_rows;
+}
+
+// Brings the mask of a tile to shared memory for the 16 * kStrips rows from `row`, as log2 terms, each lane its own: in
+// a loop of its own, because a mask of any type and stride takes much code. key: the lane's first of the tile. Returns
+// whether one of the lane's rows attends one of its keys.
+template <int kKeys, int kStrips>
+INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, int row, int key, uint32_t terms) {
   const MaskParams& mask = params.mask;
   bool attended = false;
 #pragma unroll 1
-  for (int half = 0; half < 2 * kStrips; ++half) {
-    const int64_t row = mask_row(params, work, work.warp_row + 8 * half + work.lane / 4);
+  for (int half = 0; half < (same_rows<kStrips>(params) ? 1 : 2 * kStrips); ++half) {
+    const int64_t index = mask_row(params, work, row + 8 * half + work.lane / 4);
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
       const int first = key + 16 * i;
       float term[4];
-      load4(term, mask.data, row + first * mask.key, mask.key, params.mask_seqlen_kv - first, mask.dtype, mask.vector4);
+      load4(term, mask.data, index + first * mask.key, mask.key, params.mask_seqlen_kv - first, mask.dtype,
+            mask.vector4);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         term[k] = mask_term(term[k], mask.dtype);
@@ -95,16 +104,16 @@ struct NoScoring {
 };
 
 // y -> score in log2 units, for one row half of a tile of kKeys keys; see mask_scores.
-template <int kKeys>
+template <int kKeys, int kStrips>
 class RowScoring {
  public:
-  // row: in the warp; half: 2 * strip + half. terms: as stage_mask left them.
+  // row: in the warp; half: of its strip. terms: as stage_mask left them.
   INTFA_DEVICE RowScoring(const AttentionParams& params, const RowTable& rows, int row, int half, int lane,
                           uint32_t terms)
       : params_(params),
         unit_(ptx::ld_shared(rows.unit + 4 * row)),
         shift_(ptx::ld_shared(rows.shift + 4 * row)),
-        terms_(terms + mask_slot(kKeys, half, 0, lane)) {}
+        terms_(terms + mask_slot(kKeys, same_rows<kStrips>(params) ? 0 : half, 0, lane)) {}
 
   INTFA_DEVICE void operator()(float (&y)[4], int group) const {
 #pragma unroll

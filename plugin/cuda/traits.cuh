@@ -89,6 +89,7 @@ struct MaskParams {
   DataType dtype;
   int64_t batch, head, query, key;  // strides in elements, 0 where broadcast
   bool vector4;                     // four keys from a multiple of four load at once
+  bool same_rows;                   // rows of a head have the same terms: padding, mostly
 };
 
 struct AttentionParams {

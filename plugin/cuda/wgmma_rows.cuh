@@ -192,7 +192,8 @@ struct WgmmaRows {
       return smem + Shape::kMaskOffset + (ptx::thread_index() >> 5) * Shape::kWarpRows * kKeys * 4;
     };
     if (kScored && params.mask.data != nullptr) {
-      stage_mask<1, kKeys>(params, Work::of<Shape>(params), lane_key, mask_terms());
+      const Work again = Work::of<Shape>(params);
+      stage_mask<kKeys, 1>(params, again, again.warp_row, lane_key, mask_terms());
     }
 
     ptx::mbarrier_wait(stage.full_k(), stage.parity);
@@ -223,7 +224,7 @@ struct WgmmaRows {
     auto scoring = [&](int, int h) {
       if constexpr (kScored) {
         const RowTable again = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
-        return RowScoring<kKeys>(params, again, 8 * h + lane / 4, h, lane, mask_terms());
+        return RowScoring<kKeys, 1>(params, again, 8 * h + lane / 4, h, lane, mask_terms());
       } else {
         return NoScoring{};
       }
