@@ -77,6 +77,9 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
 
 
 KT = "Kt = Transpose <perm = [0, 1, 3, 2]> (K)\n"
+S = KT + "s0 = MatMul (Q, Kt)\n s = Mul (s0, scale)\n"
+PV = "Y = MatMul (P, V)"
+LAST = "last = Constant <value = int64[1] {-1}> ()\n"
 TAIL = "P = Softmax <axis = -1> (X)\n Y = MatMul (P, V)"
 MASK = ", float[B, 1, S, T] M"
 BOOL = ", bool[B, 1, S, T] M"
