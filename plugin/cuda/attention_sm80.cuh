@@ -137,7 +137,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;
     const int lane_key = tile * kTileN + 4 * t;
     constexpr int kMaskStrips = Shape::kMaskStrips;
-    constexpr bool kWholeMask = kMaskStrips == kStrips;
+    constexpr bool kWholeMask = kMaskStrips == kStrips, kSameRows = kMaskStrips == 1;
     auto mask_terms = [&](int m) {
       const int strip = (ptx::thread_index() >> 5) * kMaskStrips + (kWholeMask ? m : 0);
       const uint32_t offset = strip * 16 * kTileN * 4;
@@ -149,13 +149,14 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     };
     auto stage_strips = [&](int m) {
       const Work again = Work::of<Shape>(params);
-      return stage_mask<kTileN, kMaskStrips>(params, again, again.warp_row + 16 * m, lane_key, mask_terms(m));
+      return stage_mask<kTileN, kMaskStrips, kSameRows>(params, again, again.warp_row + 16 * m, lane_key,
+                                                        mask_terms(m));
     };
     if (kScored && params.mask.data != nullptr) {
       // With room for one strip's terms, strip 1 is looked at where strip 0 attends nothing, and then makes way again.
       bool attended = false;
 #pragma unroll 1
-      for (int turn = 0; turn < (kWholeMask || same_rows<kMaskStrips>(params) ? 1 : 3); ++turn) {
+      for (int turn = 0; turn < (kWholeMask || same_rows<kSameRows>(params) ? 1 : 3); ++turn) {
         attended |= ptx::warp_any(stage_strips(turn & 1));
         if (attended == (turn != 1)) break;
       }
@@ -192,12 +193,12 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     };
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
-        const bool own_terms = !kWholeMask && params.mask.data != nullptr && !same_rows<kMaskStrips>(params);
+        const bool own_terms = !kWholeMask && params.mask.data != nullptr && !same_rows<kSameRows>(params);
         if (own_terms && m > 0 && h == 0) stage_strips(m);
         const int thread = ptx::thread_index(), own_lane = thread & 31;  // not kept: see Work
         const RowTable again = RowTable::of<Shape>(smem, thread >> 5);
         const int row = 16 * m + 8 * h + own_lane / 4;
-        return RowScoring<kTileN, kMaskStrips>(params, again, row, h, own_lane, mask_terms(m));
+        return RowScoring<kTileN, kSameRows>(params, again, row, h, own_lane, mask_terms(m));
       } else {
         return NoScoring{};
       }

@@ -64,22 +64,22 @@ INTFA_DEVICE uint32_t mask_slot(int keys, int half, int group, int lane) {
   return ((half * (keys / 16) + group) * 32 + lane) * 16;
 }
 
-// Whether the terms of one row half stand for all rows. Kernels that stage two strips at once do not use it: they have
-// no registers for the choice.
-template <int kStrips>
+// Whether the terms of one row half stand for all rows. kKnown: kernels that have no registers for the choice do not
+// ask.
+template <bool kKnown>
 INTFA_DEVICE bool same_rows(const AttentionParams& params) {
-  return kStrips == 1 && params.mask.same_rows;
+  return kKnown && params.mask.same_rows;
 }
 
 // Brings the mask of a tile to shared memory for the 16 * kStrips rows from `row`, as log2 terms, each lane its own: in
 // a loop of its own, because a mask of any type and stride takes much code. key: the lane's first of the tile. Returns
 // whether one of the lane's rows attends one of its keys.
-template <int kKeys, int kStrips>
+template <int kKeys, int kStrips, bool kSameRows>
 INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, int row, int key, uint32_t terms) {
   const MaskParams& mask = params.mask;
   bool attended = false;
 #pragma unroll 1
-  for (int half = 0; half < (same_rows<kStrips>(params) ? 1 : 2 * kStrips); ++half) {
+  for (int half = 0; half < (same_rows<kSameRows>(params) ? 1 : 2 * kStrips); ++half) {
     const int64_t index = mask_row(params, work, row + 8 * half + work.lane / 4);
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
@@ -104,7 +104,7 @@ struct NoScoring {
 };
 
 // y -> score in log2 units, for one row half of a tile of kKeys keys; see mask_scores.
-template <int kKeys, int kStrips>
+template <int kKeys, bool kSameRows>
 class RowScoring {
  public:
   // row: in the warp; half: of its strip. terms: as stage_mask left them.
@@ -113,7 +113,7 @@ class RowScoring {
       : params_(params),
         unit_(ptx::ld_shared(rows.unit + 4 * row)),
         shift_(ptx::ld_shared(rows.shift + 4 * row)),
-        terms_(terms + mask_slot(kKeys, same_rows<kStrips>(params) ? 0 : half, 0, lane)) {}
+        terms_(terms + mask_slot(kKeys, same_rows<kSameRows>(params) ? 0 : half, 0, lane)) {}
 
   INTFA_DEVICE void operator()(float (&y)[4], int group) const {
 #pragma unroll

@@ -188,12 +188,13 @@ struct WgmmaRows {
   INTFA_DEVICE void attend(const AttentionParams& params, const Stage<Shape>& stage, int visit, KUsed k_used,
                            VUsed v_used) {
     const int lane_key = kMasked ? (first_tile() + visit) * kKeys + 4 * (lane & 3) : 0;
+    constexpr bool kSameRows = kDim <= 128;
     auto mask_terms = [&] {
       return smem + Shape::kMaskOffset + (ptx::thread_index() >> 5) * Shape::kWarpRows * kKeys * 4;
     };
     if (kScored && params.mask.data != nullptr) {
       const Work again = Work::of<Shape>(params);
-      stage_mask<kKeys, 1>(params, again, again.warp_row, lane_key, mask_terms());
+      stage_mask<kKeys, 1, kSameRows>(params, again, again.warp_row, lane_key, mask_terms());
     }
 
     ptx::mbarrier_wait(stage.full_k(), stage.parity);
@@ -224,7 +225,7 @@ struct WgmmaRows {
     auto scoring = [&](int, int h) {
       if constexpr (kScored) {
         const RowTable again = RowTable::of<Shape>(smem, ptx::thread_index() >> 5);
-        return RowScoring<kKeys, 1>(params, again, 8 * h + lane / 4, h, lane, mask_terms());
+        return RowScoring<kKeys, kSameRows>(params, again, 8 * h + lane / 4, h, lane, mask_terms());
       } else {
         return NoScoring{};
       }
