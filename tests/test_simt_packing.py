@@ -40,6 +40,8 @@ OWN = [
          mask="float_inf", mask_dims="1HQK"),
     case("mask_per_query", "a mask without heads", 4, seqlen_q=6, seqlen_new=140, mask="bool_rows", mask_dims="B1QK",
          batch=2),
+    case("padding_per_head", "a mask that tells heads apart, not queries", 3, seqlen_q=6, seqlen_new=140, mask="bool",
+         mask_dims="1H1K"),
     case("mask_d256", "half: terms of the mask in the stage that is fetched next, 64 rows", 6, seqlen_q=12,
          seqlen_new=200, head_dim=256, head_dim_v=256, mask="float_inf", mask_dims="HQK"),
     case("scale_per_head", "static scales per head, a softcap that sees each row's own shift", 4, kv_num_heads=2,
