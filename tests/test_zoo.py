@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import wrong_rewrite
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -16,7 +17,6 @@ from zoo.export import Variant, export, one_thread, variants
 from zoo.verify import INT8_BOUND, verify
 
 import intfa_onnx
-from intfa_onnx.op_schema import OP_TYPE
 
 # The rewriter's own tests have BERT, ViT, GPT-2 and Llama; the whole zoo runs by benchmarks/coverage.py.
 FAMILIES = ("graph", "sdpa", "by hand", "torch.nn", "negative")
@@ -132,17 +132,7 @@ def test_a_killed_export_is_done_again(steps: int, tmp_path: Path, monkeypatch: 
 
 @pytest.fixture
 def values_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rewrite that is wrong: V is read in K's place."""
-    original = intfa_onnx.rewrite
-
-    def spoiled(path: Path, **options: bool) -> intfa_onnx.RewriteResult:
-        result = original(path, **options)
-        for node in result.model.graph.all_nodes():
-            if node.op_type == OP_TYPE:
-                node.replace_input_with(1, node.inputs[2])
-        return result
-
-    monkeypatch.setattr(intfa_onnx, "rewrite", spoiled)
+    monkeypatch.setattr(intfa_onnx, "rewrite", wrong_rewrite.values_for_keys)
 
 
 @pytest.mark.usefixtures("values_for_keys")
