@@ -6,10 +6,10 @@ import json
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,6 +21,9 @@ from intfa_onnx.bench.cli import app as bench_app
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 from intfa_onnx.native import Host
 from intfa_onnx.op_schema import DOMAIN
+
+if TYPE_CHECKING:
+    from intfa_onnx.compare import OutputMetrics
 
 app = typer.Typer(
     name="intfa-onnx",
@@ -245,6 +248,9 @@ def compare(
     runner_b: Annotated[Runner, typer.Option(help="What runs B; reference is pure Python.")] = "ort-cpu",
     min_cosine: Annotated[float, typer.Option(help="Least cosine similarity of each output.")] = 0.999,
     max_rel_l2: Annotated[float | None, typer.Option(help="Greatest relative L2 error of each output.")] = None,
+    per_attention: Annotated[
+        bool, typer.Option("--per-attention", help="Also the error of each attention of B by itself, the worst first.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run two models on the same inputs and compare each output; exit code 1 past a threshold.
@@ -254,9 +260,12 @@ def compare(
     intfa-onnx compare model.onnx model.int8.onnx --shapes input_ids:8x128 --shapes attention_mask:8x128
 
     intfa-onnx compare model.onnx model.int8.onnx --inputs real.npz --min-cosine 0.9995 --json
+
+    intfa-onnx compare model.onnx model.int8.onnx --inputs real.npz --per-attention
     """
     from intfa_onnx import compare as comparing
     from intfa_onnx import model_io
+    from intfa_onnx.attention_errors import attention_errors
     from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
     sizes = parse_shapes(shapes or [])
@@ -271,16 +280,31 @@ def compare(
             min_cosine=min_cosine,
             max_rel_l2=max_rel_l2,
         )
+    errors = None
+    if per_attention:
+        with _working(f"measuring each attention of {model_b}", as_json):
+            errors = attention_errors(model_b, feed, runner=runner_b)
     if as_json:
-        _print_json(result.as_dict())
+        _print_json(result.as_dict() | (errors.as_dict() if errors else {}))
     else:
-        table = Table(Column("output", overflow="fold"), "shape", "cosine", "rel. L2", "PSNR dB", "max abs", "")
-        for o in result.outputs:
-            verdict = "[green]passed[/]" if o.passed else "[red]failed[/]"
-            numbers = (f"{o.cosine:.6f}", f"{o.rel_l2:.3g}", f"{o.psnr_db:.1f}", f"{o.max_abs:.3g}")
-            table.add_row(o.name, "x".join(map(str, o.shape)), *numbers, verdict)
-        out.print(table)
+        out.print(_metrics_table("output", result.outputs, verdicts=True))
+        if errors:
+            out.print(_metrics_table("attention, by itself", errors.attentions, verdicts=False))
+            if errors.num_unmeasured:
+                out.print(f"{errors.num_unmeasured} more inside If, Loop or functions cannot be measured")
+        if not result.passed:
+            found = "`rewrite --skip NODE` keeps one" if errors else "--per-attention shows which attention costs most"
+            out.print(found, markup=False)
     raise typer.Exit(0 if result.passed else 1)
+
+
+def _metrics_table(kind: str, metrics: Sequence[OutputMetrics], verdicts: bool) -> Table:
+    table = Table(Column(kind, overflow="fold"), "shape", "cosine", "rel. L2", "PSNR dB", "max abs", *[""] * verdicts)
+    for m in metrics:
+        numbers = (f"{m.cosine:.6f}", f"{m.rel_l2:.3g}", f"{m.psnr_db:.1f}", f"{m.max_abs:.3g}")
+        verdict = ["[green]passed[/]" if m.passed else "[red]failed[/]"] if verdicts else []
+        table.add_row(m.name, "x".join(map(str, m.shape)), *numbers, *verdict)
+    return table
 
 
 @app.command()

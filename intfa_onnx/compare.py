@@ -31,6 +31,10 @@ class OutputMetrics:
     max_abs: float
     passed: bool
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return a dictionary for JSON; numbers that JSON lacks (infinite, NaN) become None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,16 +50,12 @@ class Comparison:
         return all(o.passed for o in self.outputs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a dictionary for JSON; numbers that JSON lacks (infinite, NaN) become None."""
-        outputs = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(o).items()}
-            for o in self.outputs
-        ]
+        """Return a dictionary for JSON."""
         return {
             "passed": self.passed,
             "min_cosine": self.min_cosine,
             "max_rel_l2": self.max_rel_l2,
-            "outputs": outputs,
+            "outputs": [o.as_dict() for o in self.outputs],
         }
 
 
@@ -85,24 +85,8 @@ def compare(
         UnsupportedError: Polygraphy or a runner is not installed.
         ModelError: a model does not load or run, or the outputs do not match in name or shape.
     """
-    try:
-        from polygraphy.comparator import (
-            Comparator,
-            CosineSimilarityCompareFunc,
-            PsnrCompareFunc,
-            RunResults,
-            SimpleCompareFunc,
-        )
-        from polygraphy.logger import G_LOGGER
-    except ImportError as error:
-        raise UnsupportedError(
-            f"polygraphy >= 0.53 is needed ({error}). Install it: pip install 'intfa-onnx[polygraphy]'"
-        ) from error
-    for runner in (runner_a, runner_b):
-        if runner not in RUNNERS:
-            raise UnsupportedError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
-    first = _run(model_a, runner_a, feed)
-    second = _run(model_b, runner_b, feed)
+    first = run(model_a, runner_a, feed)
+    second = run(model_b, runner_b, feed)
     if first.keys() != second.keys():
         raise ModelError(f"the models differ in their outputs: {', '.join(first)} against {', '.join(second)}")
     for name in first:
@@ -110,6 +94,33 @@ def compare(
             raise ModelError(
                 f"output {name!r} has shape {first[name].shape} in one and {second[name].shape} in the other"
             )
+    return measure(first, second, min_cosine=min_cosine, max_rel_l2=max_rel_l2)
+
+
+def measure(
+    first: Mapping[str, np.ndarray],
+    second: Mapping[str, np.ndarray],
+    *,
+    min_cosine: float = -math.inf,
+    max_rel_l2: float | None = None,
+) -> Comparison:
+    """Compare arrays of the same names and shapes, the first ones being the baseline; as :func:`compare` does.
+
+    Raises:
+        UnsupportedError: Polygraphy is not installed.
+    """
+    _require_polygraphy()
+    from polygraphy.comparator import (
+        Comparator,
+        CosineSimilarityCompareFunc,
+        PsnrCompareFunc,
+        RunResults,
+        SimpleCompareFunc,
+    )
+    from polygraphy.logger import G_LOGGER
+
+    first, second = ({n: np.array(x, np.float64) for n, x in arrays.items()} for arrays in (first, second))
+    for name in first:
         _drop_equal_nonfinite(first[name], second[name])
     results = RunResults()
     results.add([first], runner_name="a")
@@ -139,7 +150,16 @@ def compare(
     return Comparison(outputs, min_cosine, max_rel_l2)
 
 
-def _run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a model once on one of ``RUNNERS`` and return its outputs by name.
+
+    Raises:
+        UnsupportedError: Polygraphy or the runner is not installed.
+        ModelError: the model does not load or run.
+    """
+    _require_polygraphy()
+    if runner not in RUNNERS:
+        raise UnsupportedError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
     from polygraphy.logger import G_LOGGER
 
     from intfa_onnx.runner import OrtRunner, ReferenceRunner, tensorrt_runner
@@ -160,7 +180,16 @@ def _run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarr
         raise
     except Exception as error:  # each runtime raises its own classes
         raise ModelError(f"'{os.fspath(model)}' fails on runner {runner}: {explain(str(error))}") from error
-    return {name: np.array(value, np.float64) for name, value in outputs.items()}
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def _require_polygraphy() -> None:
+    try:
+        from polygraphy.comparator import CosineSimilarityCompareFunc  # noqa: F401, older versions lack it
+    except ImportError as error:
+        raise UnsupportedError(
+            f"polygraphy >= 0.53 is needed ({error}). Install it: pip install 'intfa-onnx[polygraphy]'"
+        ) from error
 
 
 def _drop_equal_nonfinite(a: np.ndarray, b: np.ndarray) -> None:

@@ -22,9 +22,10 @@ DTYPES = {
     "int8": np.dtype(np.int8),
 }
 
-# bool: random, each row attends. bool_rows: some rows attend nothing. float: finite values. float_inf: finite and -inf.
-# float_min: 0 or the type's lowest finite value, and rows that are all lowest (a uniform average, as in float).
-MaskKind = Literal["none", "bool", "bool_rows", "float", "float_inf", "float_min"]
+# bool: random, each row attends. bool_rows: some rows attend nothing. bool_blocks: blocks of 24 along the diagonal.
+# float: finite values. float_inf: finite and -inf. float_min: 0 or the type's lowest finite value, and rows that are
+# all lowest (a uniform average, as in float).
+MaskKind = Literal["none", "bool", "bool_rows", "bool_blocks", "float", "float_inf", "float_min"]
 
 # normal: N(0, 1). uniform: U(-0.5, 0.5). The others hurt INT8 schemes, or break careless ones:
 # sink: key 0 takes +6 nats from every query. k_bias: a few K channels far from zero. v_mean: V far from zero.
@@ -181,7 +182,9 @@ def _make_mask(case: AttentionCase, rng: np.random.Generator) -> np.ndarray:
     attend[..., 0] = True  # no row is empty by chance
     if case.mask in ("bool_rows", "float_min"):
         attend[..., ::3, :] = False
-    if case.mask in ("bool", "bool_rows"):
+    if case.mask == "bool_blocks":
+        attend[:] = np.arange(case.seqlen_q)[:, None] // 24 == np.arange(keys) // 24
+    if case.mask.startswith("bool"):
         return attend
     dtype = DTYPES["float32" if case.dtype == "int8" else case.dtype]
     values = rng.standard_normal(shape)
@@ -282,6 +285,10 @@ CASES: tuple[AttentionCase, ...] = (
     C("mask_rows", "every third row attends nothing: 0 and -inf, not NaN", mask="bool_rows", mask_dims="QK",
       seqlen_q=70, seqlen_new=140),
     C("mask_rank1", "one row of keys", mask="bool", mask_dims="K", seqlen_q=20, seqlen_new=70),
+    C("mask_column", "one column goes for all keys: whole queries are excluded", mask="bool_rows", mask_dims="BHQ1",
+      batch=2, seqlen_q=70, seqlen_new=140),
+    C("mask_blocks", "documents of 24 tokens behind each other", mask="bool_blocks", mask_dims="QK", seqlen_q=200,
+      seqlen_new=200),
     C("mask_float", "a relative position bias per head", mask="float", mask_dims="HQK", num_heads=3, kv_num_heads=3,
       seqlen_new=140),
     C("mask_float_inf", "finite values and -inf, with causal", mask="float_inf", mask_dims="1HQK", causal=True,

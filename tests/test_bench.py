@@ -6,15 +6,17 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from intfa_onnx import cli
+from intfa_onnx.bench.calibrate import MEMORY_BYTES
 from intfa_onnx.bench.candidate import Candidate, Peer
 from intfa_onnx.bench.limits import Device
 from intfa_onnx.bench.op import OURS, Machine, ProblemResult, bench_problem, bench_problems
-from intfa_onnx.bench.peers_cpu import CPU_PEERS
+from intfa_onnx.bench.peers_cpu import CPU_PEERS, caches
 from intfa_onnx.bench.problem import DATA_KINDS, Problem
 from intfa_onnx.bench.timing import Timing, measure, ratio
 from intfa_onnx.errors import UnsupportedError
@@ -91,13 +93,13 @@ def test_every_cpu_peer_computes_attention() -> None:
 def test_a_step_of_a_decoder() -> None:
     """One query over a cache, grouped heads; a cache of codes moves a quarter of the bytes."""
     pytest.importorskip("onnxruntime")
-    problem = Problem(1, 4, 2, 300, 16, causal=False, decode=True)
-    assert problem.operations == 4 * 4 * 300 * 16
-    assert problem.label() == "B1 H4/2 S300 D16 decode"
+    problem = Problem(1, 4, 2, 2048, 64, causal=False, decode=True)
+    assert problem.operations == 4 * 4 * 2048 * 64
+    assert problem.label() == "B1 H4/2 S2048 D64 decode"
     device = Device("test", int8_ops=1e30, bytes_per_second=1.0)
     result = bench_problem(problem, CPU_PEERS, rounds=3, round_seconds=0, machine=Machine(device))
     rows = {row["candidate"]: row for row in result.as_dict()["rows"]}
-    cache, queries = 2 * 2 * 300 * 16, 4 * 16
+    cache, queries = 2 * 2 * 2048 * 64, 4 * 64
     for name, moved in ((OURS, 4 * (cache + 2 * queries)), ("intfa int8, codes given", cache + queries + 4 * queries)):
         assert rows[name]["percent_of_limit"] * rows[name]["seconds"] / 100 == pytest.approx(moved)
         assert rows[name]["limit"] == "memory"
@@ -106,13 +108,22 @@ def test_a_step_of_a_decoder() -> None:
     assert rows["ort unfused"]["skipped"] == "has no grouped heads"
 
 
+def test_a_decoder_step_reads_memory_and_not_the_last_call_s_cache() -> None:
+    step = Problem(1, 4, 2, 2048, 64, causal=False, decode=True)
+    _, k, v = step.inputs()
+    turns = caches(step, k, v)
+    assert sum(x.nbytes for cache in turns for x in cache) >= MEMORY_BYTES
+    assert len({x.ctypes.data for cache in turns for x in cache}) == 2 * len(turns)
+    assert len(caches(replace(step, decode=False), k, v)) == 1
+
+
 def test_a_run_that_is_ended_leaves_what_it_measured(tmp_path, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     output = tmp_path / "op.json"
-    sizes = ["--seqlen", "32", "--seqlen", "48", "--head-dim", "16", "--heads", "4", "--group", "2", "--decode"]
+    sizes = ["--seqlen", "2048", "--seqlen", "3072", "--head-dim", "64", "--heads", "4", "--group", "2", "--decode"]
     arguments = ["bench", "op", *sizes, "--rounds", "3", "--only", OURS, "--output", str(output)]
     assert cli.main(arguments) == 0
-    assert [r["problem"]["seqlen"] for r in json.loads(output.read_text())["results"]] == [32, 48]
+    assert [r["problem"]["seqlen"] for r in json.loads(output.read_text())["results"]] == [2048, 3072]
 
     def ends(sizes: list[Problem], peers: object, **options: object) -> Iterator[ProblemResult]:
         yield bench_problem(sizes[0], CPU_PEERS, rounds=3, round_seconds=0)
@@ -122,7 +133,7 @@ def test_a_run_that_is_ended_leaves_what_it_measured(tmp_path, monkeypatch) -> N
     with contextlib.suppress(KeyboardInterrupt):
         cli.main(arguments)
     (result,) = json.loads(output.read_text())["results"]
-    assert result["label"] == "B1 H4/2 S32 D16 decode"
+    assert result["label"] == "B1 H4/2 S2048 D64 decode"
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -110,7 +110,23 @@ def test_compare_passes_and_fails(model: Path, tmp_path: Path, capsys: pytest.Ca
     run_json(capsys, "compare", model, output, *shapes, "--max-rel-l2", y["rel_l2"] / 2, "--json", code=1)
     run_json(capsys, "compare", model, output, *shapes, "--min-cosine", "1", "--json", code=1)
     assert main(["compare", str(model), str(output), "--min-cosine", "1"]) == 1
-    assert "failed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "failed" in printed
+    assert "--per-attention shows" in printed
+
+
+def test_compare_per_attention(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one attention of the model is all of it, so both errors are the same but for the baseline's float32."""
+    output = tmp_path / "out.onnx"
+    assert main(["rewrite", str(model), "-o", str(output)]) == 0
+    capsys.readouterr()
+    result = run_json(capsys, "compare", model, output, "--per-attention", "--json")
+    (whole,), (attention,) = result["outputs"], result["attentions"]
+    assert attention["name"] == "attention/Softmax_P"
+    assert attention["rel_l2"] == pytest.approx(whole["rel_l2"], rel=1e-3)
+    assert result["num_unmeasured"] == 0
+    assert main(["compare", str(model), str(output), "--per-attention", "--min-cosine", "1"]) == 1
+    assert "--skip" in capsys.readouterr().out
 
 
 def test_compare_on_given_inputs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,4 +150,6 @@ def test_function_called_from_a_function():
 
 
 def test_masked_after_the_softmax_is_refused():
-    assert "go through Where" in rejection(parse(*LOOKALIKES["probabilities masked by Where"]))
+    assert "something other than the mask of the scores" in rejection(
+        parse(*LOOKALIKES["probabilities masked by Where"])
+    )

@@ -33,6 +33,9 @@ EARLY_MERGE = MERGE_PARAMS + "  (void)launch(kernels.merge, {problem.seqlen_q, p
 EARLY_MERGE += " kMergeThreads, 0, stream, merge);\n"
 OTHER_WRITES = "global race: another block of this launch also writes here"
 OTHER_READS = "global race: read of what another block of this launch writes"
+HEAD_OF_ROW = "return row - query(row) * heads;"
+CAUSAL_QUERY = "params.rows.query(Work::of<Shape>(params).warp_row + 16 * m + 8 * h + lane / 4);"
+MASK_HEAD = "(work.head + rows.head(row)) * mask.head"
 MMA = "mma.sync.aligned.m16n8k32.row.col.s32.{}.s8.s32 {{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}}"
 
 
@@ -75,6 +78,16 @@ MUTATIONS = {
     ),
     "pv_operands_swapped": Mutation(
         {"cuda/ptx.cuh": [(MMA.format("u8"), swapped(MMA.format("u8")))]}, modes=None, interpreter=True
+    ),
+    # Heads packed into the rows of a tile. The first keeps to its tensors, since there are fewer queries than heads.
+    "head_is_the_query_of_the_row": Mutation(
+        {"cuda/row_map.cuh": [(HEAD_OF_ROW, "return query(row);")]}, case="gqa_decode"
+    ),
+    "causal_end_of_the_row": Mutation(
+        {KERNEL: [(CAUSAL_QUERY, CAUSAL_QUERY.replace("params.rows.query", ""))]}, case="llm"
+    ),
+    "mask_of_the_first_head": Mutation(
+        {"cuda/scoring.cuh": [(MASK_HEAD, "work.head * mask.head")]}, case="mask_gqa"
     ),
     # Between the blocks of a launch. In the order in which the simulators run them, some of the results are right.
     "splits_share_partial_results": Mutation(

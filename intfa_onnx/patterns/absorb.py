@@ -130,20 +130,35 @@ def _grouped_queries(view: View, match: AttentionMatch) -> AttentionMatch:
 
 
 def _ungrouped(view: View, x: Operand) -> tuple[ir.Value, int] | None:
-    """Return the value with the original heads [B, Hkv, S, D], and Hkv."""
-    wide = _input_of(x, "Reshape")
-    unsqueezed = _input_of(wide, "Expand")
-    source = _input_of(unsqueezed, "Unsqueeze")
-    unsqueeze = unsqueezed.producer() if unsqueezed is not None else None
-    if not isinstance(x, ir.Value) or source is None or unsqueeze is None:
+    """Return the value with the original heads [B, Hkv, S, D], and Hkv, of one that repeats each in place."""
+    call, after = operation(x), view.dims.of(x) if isinstance(x, ir.Value) else None
+    source = call.inputs[0] if call is not None else None
+    before = view.dims.of(source) if isinstance(source, ir.Value) else None
+    if call is None or before is None or after is None or len(after) != 4 or not isinstance(source, ir.Value):
         return None
-    before, repeated, after = view.dims.of(source), view.dims.of(wide), view.dims.of(x)
-    if before is None or repeated is None or after is None or (len(before), len(repeated), len(after)) != (4, 5, 4):
+    if call.op_type in ("Expand", "Tile"):
+        return (source, 1) if before[1:2] == (1,) and (before[0], *before[2:]) == (after[0], *after[2:]) else None
+    if call.op_type == "Gather":
+        heads, index = before[1], view.constant(call.inputs[1]) if isinstance(call.inputs[1], ir.Value) else None
+        if call.attributes.get("axis", 0) not in (1, -3) or index is None or not isinstance(heads, int):
+            return None
+        return (source, heads) if index.tolist() == np.arange(heads).repeat(index.size // heads).tolist() else None
+    return _ungrouped_by_reshape(view, source, before, after) if call.op_type == "Reshape" else None
+
+
+def _ungrouped_by_reshape(
+    view: View, wide: ir.Value, repeated: tuple[Token, ...], after: tuple[Token, ...]
+) -> tuple[ir.Value, int] | None:
+    """Read [B, Hkv, S, D] -> [B, Hkv, 1, S, D] -> ``wide`` [B, Hkv, G, S, D] -> [B, Hkv*G, S, D]."""
+    apart = _input_of(wide, "Expand") or _input_of(wide, "Tile")
+    source = _input_of(apart, "Unsqueeze") or _input_of(apart, "Reshape")
+    before, one = view.dims.of(source), view.dims.of(apart)
+    if source is None or before is None or one is None or len(before) != 4 or len(repeated) != 5:
         return None
     heads, group, total = before[1], repeated[2], after[1]
     if not (isinstance(heads, int) and isinstance(group, int) and isinstance(total, int)):
         return None
-    repeats_heads = view.axes(unsqueeze) in ([2], [-3]) and repeated[1] == heads and heads * group == total
+    repeats_heads = one == (*before[:2], 1, *before[2:]) and repeated[1] == heads and heads * group == total
     return (source, heads) if repeats_heads and before[3] == after[3] else None
 
 

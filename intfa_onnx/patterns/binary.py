@@ -87,6 +87,15 @@ def affine(view: View, value: ir.Value | None, b: ir.Value, depth: int = 0) -> t
     return first[0] * factor, first[1] * factor
 
 
+def same_truth(a: ir.Value, wanted_a: bool, b: ir.Value, wanted_b: bool) -> bool:
+    """Return whether two conditions hold for the same elements, each where its tensor is what is wanted."""
+    while (node := a.producer()) is not None and node.op_type == "Not" and node.inputs[0] is not None:
+        a, wanted_a = node.inputs[0], not wanted_a
+    while (node := b.producer()) is not None and node.op_type == "Not" and node.inputs[0] is not None:
+        b, wanted_b = node.inputs[0], not wanted_b
+    return wanted_a == wanted_b and _same(a, b)
+
+
 def _same(a: ir.Value | None, b: ir.Value | None, depth: int = 0) -> bool:
     """Return whether two values are the same computation of the same values."""
     if a is b:

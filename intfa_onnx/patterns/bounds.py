@@ -37,3 +37,19 @@ def largest(view: View, x: Operand, depth: int = 0) -> float:
     if call.op_type == "Mul":
         return math.prod(bounds) if 0 not in bounds else 0.0
     return sum(bounds) if call.op_type in ("Add", "Sub") else max(bounds)
+
+
+def is_product_of(view: View, x: Operand | None, depth: int = 0) -> bool:
+    """Return whether a tensor is made of matrix products: relative positions are, a mask is not."""
+    call = operation(x)
+    if call is None or depth > _MAX_DEPTH:
+        return False
+    if call.op_type in ("MatMul", "Einsum"):
+        return True
+    if call.op_type in ("Add", "Sub"):
+        return all(is_product_of(view, i, depth + 1) for i in call.inputs)
+    if call.op_type in ("Mul", "Div"):
+        return any(is_product_of(view, i, depth + 1) for i in call.inputs)
+    return call.op_type in (*_MOVES, "GatherElements", "Pad", "Concat") and is_product_of(
+        view, call.inputs[0], depth + 1
+    )

@@ -26,6 +26,7 @@ from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Opera
 from intfa_onnx.patterns.view import View
 
 _KEY, _QUERY = Axis(1), Axis(2)
+_SAME_LENGTH = ("Add", "Sub", "Mul", "Div", "Neg", "Cast", "Identity", "Slice", "Concat")  # as made by absorptions
 _SMALL = 2.0**-26  # of the least float: what is lost when added to it, even twice, in any float type
 # A score that gets at most this is out, unless its whole row does: exp(-1e4 - max) is 0 in every float type.
 _OUT = -1e4
@@ -233,7 +234,7 @@ def _operand_length(view: View, x: Operand, axis: int) -> Linear | None:
         return size_form(view.dims.dim(x, axis)) if rank is not None and axis < rank else None
     if isinstance(x, Call) and x.op_type == "Transpose":
         return _operand_length(view, x.inputs[0], x.attributes["perm"][axis])
-    if isinstance(x, Call) and x.op_type in ("Mul", "Div"):
+    if isinstance(x, Call) and (x.op_type in _SAME_LENGTH or (x.op_type == "Reshape" and axis == 1)):
         return _operand_length(view, x.inputs[0], axis)
     return None
 
@@ -359,7 +360,7 @@ def _size(x: Operand, axis: int) -> Operand:
     """Return one size, as a tensor [1]."""
     if isinstance(x, Call) and x.op_type == "Transpose":
         return _size(x.inputs[0], x.attributes["perm"][axis])
-    if isinstance(x, Call) and x.op_type in ("Reshape", "Mul", "Div"):
+    if isinstance(x, Call) and x.op_type in ("Reshape", *_SAME_LENGTH):
         return _size(x.inputs[0], axis)
     return shape_slice(x, axis, axis + 1)
 

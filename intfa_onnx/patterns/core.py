@@ -7,6 +7,7 @@ understood completely, or the match ends with a reason. ``absorb`` then makes th
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -26,18 +27,34 @@ from intfa_onnx.patterns.match import (
     slice_of,
     transpose,
 )
-from intfa_onnx.patterns.products import Product, joined, pv_product, qk_product
+from intfa_onnx.patterns.products import Product, is_quantized, joined, operands, pv_product, qk_product
 from intfa_onnx.patterns.rows import check_same_rows
-from intfa_onnx.patterns.scores import read_scores
+from intfa_onnx.patterns.scores import Scores, read_scores
 from intfa_onnx.patterns.sinks import apply_sink, drops_sink, part_from_sink
 from intfa_onnx.patterns.view import View, int_attribute
-from intfa_onnx.patterns.walk import check_readers, check_row_guards, values_on_path, walk_down, walk_up
+from intfa_onnx.patterns.walk import (
+    SAME_ELEMENTS,
+    Down,
+    Path,
+    check_readers,
+    split_row_guards,
+    transposed,
+    values_on_path,
+    walk_down,
+    walk_up,
+)
 
 
 def match_core(
-    view: View, anchor: ir.Node, family: str, scores: ir.Value, probs: ir.Value, readers: set[ir.Node]
+    view: View,
+    anchor: ir.Node,
+    family: str,
+    scores: ir.Value,
+    probs: ir.Value,
+    readers: set[ir.Node],
+    axis: int = -1,
 ) -> AttentionMatch:
-    """Match ``P = softmax(scores)`` over the last axis as part of an attention.
+    """Match ``P = softmax(scores)`` as part of an attention.
 
     Args:
         view: facts about the model.
@@ -46,27 +63,43 @@ def match_core(
         scores: input of the softmax.
         probs: output of the softmax.
         readers: the nodes of the softmax that read the scores.
+        axis: that the softmax goes over; -1 for the last.
 
     Raises:
         NoMatch: with the reason.
     """
-    scores, readers, sink = part_from_sink(view, scores, readers)
-    check_readers(view, scores, readers)
+    sink = None
+    if axis == -1:
+        scores, readers, sink = part_from_sink(view, scores, readers)
     down = walk_down(view, probs, None if sink is None else partial(drops_sink, view, sink))
+    check_readers(view, scores, readers | down.guards)
     qk_node, path_up = walk_up(view, scores)
-    check_row_guards(down.row_guards, qk_node, path_up)
-    if any(view.is_constant(node.inputs[1 - side]) for node, side in down.products):
+    guards_rows = split_row_guards(down, qk_node, path_up)
+    if any(view.is_constant(x) for n, side in down.products for x in (operands(n) or ())[1 - side : 2 - side]):
         raise NoMatch("V is a constant: a gate, not attention")
-    qk = qk_product(view, qk_node)
-    pv = joined(view, [pv_product(view, node, side) for node, side in down.products])
+    qk = qk_product(view, qk_node, _key_axis(view, scores, path_up, axis))
+    if view.is_constant(qk.second):
+        raise NoMatch("K is a constant: a projection, not attention")
+    meaning = read_scores(view, qk, qk_node, path_up, _scores_shape(qk), down.zeroed)
+    axes = meaning.axes
+    for node in down.transposes:
+        axes = transposed(axes, node)
+    values = [*values_on_path(qk_node, path_up), *down.values]
+    reshaped = down.reshaped or meaning.reshaped
+    in_order = meaning.in_order() and not down.transposes
+    _check_unusual(view, qk, meaning, down, values, unusual=sink is not None or len(down.products) > 1)
+    pv = joined(view, [pv_product(view, n, side, None if reshaped else axes) for n, side in down.products])
+    if pv.factor != 1.0:
+        down.factor *= pv.factor
     dtype = float_dtype(view.dtype(qk.first))
-    meaning = read_scores(view, qk_node, path_up, _scores_shape(qk))
     notes: list[str] = []
-    if meaning.may_exclude and not down.guarded and sink is None:
+    if meaning.may_exclude and not (down.guarded or guards_rows) and sink is None:
         notes.append("a row with every key masked gives 0 where the original gives NaN")
-    for what, node in (*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)):
+    quantized = [("operands", n) for n in (qk_node, *(n for n, _ in down.products)) if is_quantized(n)]
+    quantized += [*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)]
+    for what, node in quantized:
         notes.append(f"the operator's own quantization takes the place of that of the {what} ('{node_name(node)}')")
-    q: Operand = transpose(qk.first, qk.first_perm)
+    q = qk.queries()
     for op, value in meaning.row_scale:
         q = Call(op, (q, value))
     v_values, from_pv_types = zip(*(_value_operand(view, x, dtype) for x in (pv.second, *pv.more)), strict=True)
@@ -76,9 +109,8 @@ def match_core(
         result = apply_sink(view, sink, qk, pv, result, dtype)
     if down.factor != 1.0:
         result = Call("Mul", (result, Const(np.array(down.factor, dtype.numpy()))))
-    reshaped = down.reshaped or meaning.shape is not None
-    if reshaped and (sink is not None or pv.more):
-        raise NoMatch("the scores or the probabilities are reshaped, and have a sink or two parts")
+    for op, factor in down.factors:
+        result = _of_rows(view, op, factor, result, dtype)
     if reshaped:
         check_same_rows(view, values_on_path(qk_node, path_up), down.values)
     if reshaped and view.dims.of(pv.first) != view.dims.of(qk_node.outputs[0]):
@@ -89,11 +121,12 @@ def match_core(
         result = Call("Reshape", (result, join(shape_slice(original, 0, -2), tail)))
     if from_pv_type is not None:
         result = Call("Cast", (result,), {"to": int(from_pv_type)})
+    num_heads, kv_num_heads = qk.heads(view)
     inputs: dict[str, Operand] = {"Q": q, "K": qk.keys(), "V": v}
     if meaning.mask is not None:
         inputs["attn_mask"] = meaning.mask
     outputs: dict[ir.Value, Operand] = {down.node.outputs[0]: transpose(result, pv.result_perm)}
-    outputs.update(_replace_metadata_readers(view, qk, [*values_on_path(qk_node, path_up), *down.values]))
+    outputs.update(_replace_metadata_readers(view, qk, values, in_order))
     return AttentionMatch(
         anchor=anchor,
         place=down.node,
@@ -106,14 +139,62 @@ def match_core(
         around=True,
         head_dim=view.dim(qk.first, qk.first_perm[-1]) or view.dim(qk.second, qk.second_perm[-1]),
         head_dim_v=view.dim(pv.second, pv.second_perm[-1]),
-        num_heads=view.dim(qk.first, qk.first_perm[1]) if qk.rank == 4 else None,
-        kv_num_heads=view.dim(qk.second, qk.second_perm[1]) if qk.rank == 4 else None,
+        num_heads=num_heads,
+        kv_num_heads=kv_num_heads,
         absorbed=(("mask",) if meaning.mask is not None else ()) + (("softcap",) if meaning.softcap else ()),
         notes=tuple(notes),
     )
 
 
-def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[ir.Value, ir.DataType | None]:
+def _key_axis(view: View, scores: ir.Value, path: Path, axis: int) -> int:
+    """Return the axis of the product that the softmax goes over; -1 for the last."""
+    transposes = [n for n, _ in path if n.op_type == "Transpose"]
+    if not transposes and axis == -1:
+        return -1
+    rank = view.rank(scores)
+    if rank is None:
+        raise NoMatch("the scores are transposed, and their rank is unknown")
+    if any(n.op_type in SAME_ELEMENTS for n, _ in path):
+        raise NoMatch("the scores are transposed and reshaped")
+    axes = tuple(range(rank))
+    for node in transposes:
+        axes = transposed(axes, node)
+    return axes[axis]
+
+
+def _check_unusual(
+    view: View, qk: Product, meaning: Scores, down: Down, values: list[ir.Value], *, unusual: bool
+) -> None:
+    """Refuse what goes well alone but not together, and scores that something repeats."""
+    in_order = meaning.in_order() and not down.transposes
+    reshaped = down.reshaped or meaning.reshaped
+    if reshaped and unusual:
+        raise NoMatch("the scores or the probabilities are reshaped, and have a sink or two parts")
+    if not in_order and (reshaped or unusual or down.factors):
+        raise NoMatch("the scores or the probabilities are transposed, and more than that")
+    if down.factors and reshaped:
+        raise NoMatch("the probabilities are reshaped, and multiplied by a run-time tensor")
+    for before, after in pairwise(values):
+        node, old, new = after.producer(), view.dims.of(before), view.dims.of(after)
+        if node is None or node.op_type in (*SAME_ELEMENTS, "Transpose", "Slice", "Concat"):
+            continue
+        if old is None or new is None:
+            continue
+        known = [(a, b) for a, b in zip(old, new, strict=False) if isinstance(a, int) and isinstance(b, int)]
+        if len(old) < len(new) or any(a != b for a, b in known):
+            raise NoMatch(f"'{node_name(node)}' repeats the scores along an axis that Q and K do not have")
+
+
+def _of_rows(view: View, op: str, factor: ir.Value, result: Operand, dtype: ir.DataType) -> Operand:
+    """Return the result after what was done to the probabilities of each row: a factor, or 0 on a condition."""
+    if op in ("Where", "Not"):
+        zero = Const(np.array(0, dtype.numpy()))
+        return Call("Where", (factor, result, zero) if op == "Where" else (factor, zero, result))
+    other: Operand = factor if view.dtype(factor) == dtype else Call("Cast", (factor,), {"to": int(dtype)})
+    return Call(op, (result, other))
+
+
+def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[Operand, ir.DataType | None]:
     """Return V in the type of Q, and the type to cast the result to where that differs."""
     found = view.dtype(value)
     if found == dtype:
@@ -126,10 +207,14 @@ def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[ir.
         and view.dtype(node.inputs[0]) == dtype
     ):
         return node.inputs[0], found
-    raise NoMatch(f"V has type {found.name if found else 'unknown'} where Q has {dtype.name}")
+    if found is None:
+        raise NoMatch(f"V has an unknown type where Q has {dtype.name}")
+    return Call("Cast", (value,), {"to": int(dtype)}), found
 
 
-def _replace_metadata_readers(view: View, qk: Product, values: list[ir.Value]) -> dict[ir.Value, Operand]:
+def _replace_metadata_readers(
+    view: View, qk: Product, values: list[ir.Value], in_order: bool
+) -> dict[ir.Value, Operand]:
     """Give nodes that read only the shape or type of the scores something else to read, so that the scores can go."""
     replaced: dict[ir.Value, Operand] = {}
     for value in values:
@@ -138,6 +223,8 @@ def _replace_metadata_readers(view: View, qk: Product, values: list[ir.Value]) -
                 to = {"to": int(float_dtype(view.dtype(value)))}
                 replaced[node.outputs[0]] = Call("Cast", (required(node.inputs[0]),), to)
                 continue
+            if not in_order:
+                raise NoMatch("the shape of transposed scores is read")
             shape = _scores_shape(qk)
             if node.op_type == "Size":
                 shape = Call("ReduceProd", (shape,), {"keepdims": 0})
@@ -150,4 +237,4 @@ def _replace_metadata_readers(view: View, qk: Product, values: list[ir.Value]) -
 
 def _scores_shape(qk: Product) -> Operand:
     """[..., Sq, Skv] from the shapes of Q and K."""
-    return join(shape_slice(transpose(qk.first, qk.first_perm), 0, -1), shape_slice(qk.keys(), -2, -1))
+    return join(shape_slice(qk.queries(), 0, -1), shape_slice(qk.keys(), -2, -1))

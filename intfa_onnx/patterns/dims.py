@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from intfa_onnx.patterns.view import View
 
 _MAX_DEPTH = 40
+_OF_OPTIMIZER = (
+    *("FusedMatMul", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("Gelu", "BiasGelu", "FastGelu", "QuickGelu"),
+)
 _SAME_SHAPE = (
     "Identity",
     "Cast",
@@ -28,6 +32,8 @@ _SAME_SHAPE = (
     "Not",
     "RotaryEmbedding",
     "LayerNormalization",
+    "SimplifiedLayerNormalization",
+    *_OF_OPTIMIZER[1:],
 )
 _BROADCAST = (
     *("Add", "Sub", "Mul", "Div", "Where", "Pow", "Min", "Max"),
@@ -76,7 +82,7 @@ class Dims:
             return None
         self._depth += 1
         try:
-            return self._content(node)
+            return self._split(node, value) if node.op_type == "Split" else self._content(node)
         finally:
             self._depth -= 1
 
@@ -112,6 +118,18 @@ class Dims:
             return sizes[numbers[0][0] : numbers[1][0] : numbers[3][0] if len(numbers) > 3 else 1]
         return None
 
+    def _split(self, node: ir.Node, part: ir.Value) -> tuple[Token | None, ...] | None:
+        """Read one part of a list of sizes: ONNX Runtime's optimizer takes a Shape apart so."""
+        sizes, given = self.content(node.inputs[0]), node.inputs[1] if len(node.inputs) > 1 else None
+        if sizes is None:
+            return None
+        lengths = self.content(given) or (len(sizes) // len(node.outputs),) * len(node.outputs)
+        ends = [0]
+        for length in lengths:
+            ends.append(ends[-1] + length if isinstance(length, int) else -1)
+        index = part.index() or 0
+        return sizes[ends[index] : ends[index + 1]] if ends[-1] == len(sizes) else None
+
     def _without_open_sizes(self, node: ir.Node) -> tuple[Token | None, ...] | None:
         """Read ``Where(Equal(sizes, -1), ones, sizes)``, which TorchScript puts in front of Expand."""
         equal = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -132,13 +150,15 @@ class Dims:
         """Follow one size through the operator that computes ``value``; None where that ends."""
         node = value.producer()
         first = node.inputs[0] if node is not None and node.inputs else None
-        if node is None or first is None or node.domain not in ("", "ai.onnx"):
+        if node is None or first is None or not (node.domain in ("", "ai.onnx") or node.op_type in _OF_OPTIMIZER):
             return None
         op, rank, first_rank = node.op_type, self._view.rank(value), self._view.rank(first)
         if op == "Transpose" and "perm" in node.attributes:
             return self.dim(first, node.attributes["perm"].as_ints()[axis])
         if op in _SAME_SHAPE:
             return self.dim(first, axis)
+        if op == "FusedMatMul":
+            return self._fused_product(node, axis - rank) if rank is not None else None
         if op == "GatherElements" and node.inputs[1] is not None:
             return self.dim(node.inputs[1], axis)
         if op in _BROADCAST and rank is not None:
@@ -153,6 +173,13 @@ class Dims:
             return self.dim(second, second_rank - 1) if second is not None and second_rank else None
         if op == "Reshape":
             return self._reshaped(node, axis)
+        if op == "Flatten" and (before := self.of(first)) is not None:
+            split = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+            return product(before[split:] if axis else before[:split])
+        if op == "Tile":
+            repeats = self.content(node.inputs[1])
+            times = repeats[axis] if repeats is not None and axis < len(repeats) else None
+            return None if times is None else product((self.dim(first, axis), times))
         if op == "Expand" and rank is not None:
             return self._expanded(node, axis - rank)
         if op == "Range":
@@ -172,6 +199,15 @@ class Dims:
                 return self.dim(first, kept[axis])
             return 1 if axis in touched else self.dim(first, kept.index(axis))
         return None
+
+    def _fused_product(self, node: ir.Node, from_back: int) -> Token | None:
+        """Size of a product of ONNX Runtime's own optimizer, either operand of which may be transposed."""
+        operand, flag = (node.inputs[0], "transA") if from_back == -2 else (node.inputs[1], "transB")
+        rank = self._view.rank(operand)
+        if from_back < -2 or operand is None or rank is None:
+            return self._broadcast(node, from_back)
+        stored = -3 - from_back if flag in node.attributes and node.attributes[flag].as_int() else from_back
+        return self.dim(operand, rank + stored)
 
     def _broadcast(self, node: ir.Node, from_back: int) -> Token | None:
         tokens: list[Token] = []

@@ -5,6 +5,7 @@ The operator reads Q, K, V as [B, S, H*D] and writes Y as [B, S, H*Dv], which is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,11 @@ import onnx_ir as ir
 from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.elements import operation
 from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand
+from intfa_onnx.patterns.rotary import before_transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
 _BSHD = (0, 2, 1, 3)  # between [B, S, H, D] and [B, H, S, D], either way
+_AS_IT_IS = (0, 1, 2, 3)
 _PARTS_FIRST = (2, 0, 3, 1, 4)  # from [B, S, 3, H, D] to [3, B, H, S, D]
 
 
@@ -25,23 +28,20 @@ def absorb_layout(view: View, match: AttentionMatch) -> AttentionMatch:
         return match
     q, k, v = (_packed(view, match.inputs[name]) for name in ("Q", "K", "V"))
     pv_out, result = next(iter(match.outputs.items()))
-    if q is None or k is None or v is None or k[1] != v[1] or not _is_elementwise(result):
+    heads = match.num_heads if q is None else q[1]
+    if heads is None or not _is_elementwise(result):
         return match
-    sizes = _Sizes(view, match, pv_out, q[1])
+    sizes = _Sizes(view, match, pv_out, heads)
     passed, back = sizes.transpose_back(pv_out)
-    if back is None:
-        return match
+    if q is None or k is None or v is None or k[1] != v[1] or back is None:
+        return _past_idle_reshapes(view, match, passed)
     packed = sizes.merge_after(back)
     bshd = Call("Reshape", (result, Const(np.array([0, 0, q[1], match.head_dim_v], np.int64))))
+    of_shapes = _shapes(view, [(p, _BSHD) for p in passed] + ([(back, _AS_IT_IS)] if packed is not None else []), bshd)
+    if of_shapes is None:
+        return match
     outputs: dict[ir.Value, Operand] = {packed: result} if packed is not None else {back: bshd}
-    for value, axes in (*((p, _BSHD) for p in passed), *(((back, (0, 1, 2, 3)),) if packed is not None else ())):
-        for node, _ in view.metadata_readers(value):
-            if node.op_type != "Shape":
-                return match
-            picked = axes[int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
-            outputs[node.outputs[0]] = Call(
-                "Gather", (Call("Shape", (bshd,)), Const(np.array(picked, np.int64))), {"axis": 0}
-            )
+    outputs.update(of_shapes)
     outputs.update({value: x for value, x in match.outputs.items() if value is not pv_out})
     return replace(
         match,
@@ -51,6 +51,37 @@ def absorb_layout(view: View, match: AttentionMatch) -> AttentionMatch:
         rank=3,
         absorbed=(*match.absorbed, "bshd"),
     )
+
+
+def _past_idle_reshapes(view: View, match: AttentionMatch, passed: list[ir.Value]) -> AttentionMatch:
+    """End the attention below Reshapes that change nothing: where they read the cache's sizes, it has to stay out."""
+    (pv_out, result), *others = match.outputs.items()
+    of_shapes = _shapes(view, [(value, _AS_IT_IS) for value in passed[:-1]], result)
+    if pv_out is passed[-1] or of_shapes is None:
+        return match
+    return replace(match, outputs={passed[-1]: result, **of_shapes, **dict(others)})
+
+
+def _shapes(
+    view: View, values: Sequence[tuple[ir.Value, tuple[int, ...]]], result: Operand
+) -> dict[ir.Value, Operand] | None:
+    """Return what takes the place of each shape that is read of values which go; None where more is read of them.
+
+    Args:
+        view: facts about the model.
+        values: each with the axes of ``result`` that its own are.
+        result: what takes their place.
+    """
+    outputs: dict[ir.Value, Operand] = {}
+    for value, axes in values:
+        for node, _ in view.metadata_readers(value):
+            if node.op_type != "Shape":
+                return None
+            picked = axes[int_attribute(node, "start", 0) : int_attribute(node, "end", 4)]
+            outputs[node.outputs[0]] = Call(
+                "Gather", (Call("Shape", (result,)), Const(np.array(picked, np.int64))), {"axis": 0}
+            )
+    return outputs
 
 
 def _is_elementwise(result: Operand) -> bool:
@@ -63,12 +94,13 @@ def _is_elementwise(result: Operand) -> bool:
 
 
 def _packed(view: View, x: Operand) -> tuple[Operand, int] | None:
-    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D], or a part of one of [B, S, 3, H, D]."""
+    """Return [B, S, H*D] and H for a Transpose of [B, S, H, D], also behind it, or a part of one of [B, S, 3, H, D]."""
     if (part := _part_of_projection(view, x)) is not None:
         return part
     call = operation(x)
     if call is None or call.op_type != "Transpose" or tuple(call.attributes.get("perm", ())) != _BSHD:
-        return None
+        moved = before_transpose(view, x)
+        return moved and (Call("Reshape", (moved[0], Const(np.array([0, 0, -1], np.int64)))), moved[1])
     base = call.inputs[0]
     heads = view.dim(base, 2) if isinstance(base, ir.Value) else None
     if heads is None:
@@ -130,9 +162,8 @@ class _Sizes:
     def __init__(self, view: View, match: AttentionMatch, pv_out: ir.Value, heads: int):
         self._view = view
         own = view.dims.of(pv_out) or (None,) * 4
-        queries = _transposed_sizes(view, match.inputs["Q"])
-        self._batch: set[Token | None] = {own[0], queries[0]} - {None}
-        self._rows: set[Token | None] = {own[2], queries[2]} - {None}
+        self._batch = ({own[0]} | _met(view, match.inputs["Q"], 0)) - {None}
+        self._rows = ({own[2]} | _met(view, match.inputs["Q"], 2)) - {None}
         self._heads: set[Token | None] = {heads}
         self._channels: set[Token | None] = {match.head_dim_v}
         self._width: set[Token | None] = {heads * (match.head_dim_v or 0)}
@@ -180,10 +211,19 @@ class _Sizes:
         return all(fits) and len(open_axes) <= 1
 
 
-def _transposed_sizes(view: View, x: Operand) -> tuple[Token | None, ...]:
-    """Return the sizes of Q [B, H, Sq, D] from the tensor that it is a Transpose of."""
+def _met(view: View, x: Operand, axis: int, depth: int = 6) -> set[Token | None]:
+    """Return the sizes that an axis of ``x`` has in the tensors that it is made of element by element.
+
+    They are one size: of two axes that meet in a rotary embedding neither is repeated from 1, unless it says 1.
+    """
+    own: set[Token | None] = set()
+    if isinstance(x, ir.Value) and axis < (view.rank(x) or 0):
+        own = {view.dims.dim(x, axis)}
     call = operation(x)
-    sizes = None
-    if call is not None and call.op_type == "Transpose" and isinstance(call.inputs[0], ir.Value):
-        sizes = view.dims.of(call.inputs[0])
-    return (None,) * 4 if sizes is None or call is None else tuple(sizes[p] for p in call.attributes["perm"])
+    if call is None or depth == 0:
+        return own
+    if call.op_type == "Transpose" and "perm" in call.attributes:
+        return own | _met(view, call.inputs[0], call.attributes["perm"][axis], depth - 1)
+    if call.op_type not in ("Add", "Sub", "Mul", "Div", "Cast"):
+        return own
+    return own.union(*(_met(view, i, axis, depth - 1) - {1} for i in call.inputs))

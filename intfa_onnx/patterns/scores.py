@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.binary import affine, is_binary
-from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required
+from intfa_onnx.patterns.binary import affine, is_binary, same_truth
+from intfa_onnx.patterns.bounds import is_product_of, largest
+from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required, transpose
+from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View
-from intfa_onnx.patterns.walk import SAME_ELEMENTS, SAME_VALUE, Path, dequantized, is_idle_dropout
+from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, transposed
 
 # A score that the graph overwrites with at most this is masked out: exp(-1e4 - max) is 0 in every float type. A factor
 # that follows may bring it to the second number, which leaves 0 for all scores above -800.
@@ -24,29 +26,69 @@ class Scores:
     """The meaning of a value between Q K^T and softmax: ``cap(Q K^T * row_scale * scale) + mask``."""
 
     scale: float = 1.0
-    row_scale: list[tuple[str, ir.Value]] = field(
-        default_factory=list
-    )  # run-time factors, broadcast over keys: go to Q
+    row_scale: list[tuple[str, Operand]] = field(default_factory=list)  # run-time, the same for all keys: go to Q
     mask: Operand | None = None
     softcap: float = 0.0
     tanh: bool = False  # between a Tanh and the Mul that follows it
-    shape: Operand | None = None  # shape at this point where it is not the one of Q K^T any more
+    axes: tuple[int, ...] = ()  # which axis of [..., Sq, Skv] each axis is at this point
+    reshaped: bool = False
+    shape: Operand | None = None  # shape at this point where it is not the one of Q K^T any more, and a mask needs it
     may_exclude: bool = False  # some key may get -inf
     overwritten: float | None = None  # finite value that masked scores have at this point
     times: ir.Value | None = None  # of zeros and ones: the scores were multiplied by it, and the addition has to follow
+    biases: list[ir.Value] = field(default_factory=list)  # what was added
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
+    zeroed: list[Zeroed] = field(default_factory=list)  # masks that are applied to P as well, still to be met
+    settled: bool = False  # the last of them was, with a finite number: nothing may follow
+
+    def in_order(self) -> bool:
+        """Return whether the axes are those of [..., Sq, Skv]."""
+        return self.axes == tuple(range(len(self.axes)))
 
 
-def read_scores(view: View, qk_node: ir.Node, path: Path, core_shape: Operand) -> Scores:
-    """Read the steps from Q K^T to the softmax, first to last."""
-    meaning = Scores()
+def read_scores(
+    view: View,
+    qk: Product,
+    qk_node: ir.Node,
+    path: Path,
+    core_shape: Operand,
+    zeroed: list[Zeroed],
+) -> Scores:
+    """Read the steps from Q K^T to the softmax, first to last.
+
+    Args:
+        view: facts about the model.
+        qk: what ``qk_node`` means.
+        qk_node: the product.
+        path: the steps from it to the softmax.
+        core_shape: of Q K^T, [..., Sq, Skv].
+        zeroed: where P becomes 0 after the softmax.
+
+    Raises:
+        NoMatch: one of them is not understood.
+    """
+    meaning = Scores(scale=qk.factor, axes=qk.result_perm, zeroed=list(zeroed))
+    reshapes: list[ir.Node] = []  # of which only those before a mask matter to it
     for node, index in path:
         op = node.op_type
         other = node.inputs[1 - index] if op in ("Mul", "Div", "Add", "Sub", "Max", "Min") else None
-        if op in SAME_VALUE or (op == "Dropout" and is_idle_dropout(view, node)):
+        if keeps_value(view, node):
+            continue
+        if op in SAME_ELEMENTS:
+            reshapes.append(node)
+            meaning.reshaped = True
+        if (reshapes and (op == "Transpose" or not meaning.in_order())) or (op in SAME_ELEMENTS and meaning.times):
+            raise NoMatch(f"the scores are reshaped and transposed or multiplied ('{node_name(node)}')")
+        if op in SAME_ELEMENTS:
             continue
         if meaning.times is not None and (op not in ("Add", "Sub", "Mul", "Div") or other is None):
             raise NoMatch("the scores are multiplied by a mask, and nothing is added where it is 0")
+        if meaning.settled and op not in ("QuantizeLinear", "DequantizeLinear", "Transpose"):
+            raise NoMatch(f"'{node_name(node)}' changes masked scores whose probabilities are overwritten")
+        if op not in ("QuantizeLinear", "DequantizeLinear", "Tanh"):
+            for reshape in reshapes:
+                _read_reshape(view, meaning, reshape, core_shape)
+            reshapes.clear()
         if op in ("Mul", "Div") and other is not None:
             _read_factor(view, meaning, node, other)
         elif op in ("Add", "Sub") and other is not None and meaning.times is not None:
@@ -55,6 +97,8 @@ def read_scores(view: View, qk_node: ir.Node, path: Path, core_shape: Operand) -
             _read_bias(view, meaning, node, other)
         elif op == "Where":
             _read_where(view, meaning, node, index)
+        elif op == "Transpose":
+            meaning.axes = transposed(meaning.axes, node)
         elif op == "Tanh":
             if meaning.mask is not None or meaning.tanh or meaning.softcap:
                 raise NoMatch("Tanh after the mask")
@@ -62,8 +106,6 @@ def read_scores(view: View, qk_node: ir.Node, path: Path, core_shape: Operand) -
             meaning.softcap = 1.0
         elif op in ("Max", "Clip"):
             _read_floor(view, meaning, node, index)
-        elif op in SAME_ELEMENTS:
-            _read_reshape(view, meaning, node, core_shape)
         elif op == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].producer() in meaning.quantized:
             continue
         elif op == "QuantizeLinear" and dequantized(view, node) is not None:
@@ -72,6 +114,8 @@ def read_scores(view: View, qk_node: ir.Node, path: Path, core_shape: Operand) -
             raise NoMatch(f"{op} ('{node_name(node)}') between Q K^T and softmax is not understood")
     if meaning.times is not None:
         raise NoMatch("the scores are multiplied by a mask, and nothing is added where it is 0")
+    if meaning.zeroed:
+        raise NoMatch("the probabilities are overwritten where something other than the mask of the scores says so")
     if meaning.overwritten is not None and meaning.overwritten > _MASKED_AND_SCALED:
         raise NoMatch(f"masked scores are scaled to {meaning.overwritten:g}, which does not exclude them")
     if meaning.softcap:
@@ -80,6 +124,17 @@ def read_scores(view: View, qk_node: ir.Node, path: Path, core_shape: Operand) -
     if meaning.mask is not None and meaning.shape is not None:
         meaning.mask = Call("Reshape", (Call("Expand", (meaning.mask, meaning.shape)), core_shape))
     return meaning
+
+
+def _in_order(view: View, meaning: Scores, x: ir.Value) -> Operand:
+    """Return a tensor that meets the scores here with its axes as those of [..., Sq, Skv] are."""
+    if meaning.in_order():
+        return x
+    rank, wanted = view.rank(x), len(meaning.axes)
+    if rank is None or rank > wanted:
+        raise NoMatch(f"'{x.name}', which meets transposed scores, has an unknown number of axes")
+    wide = x if rank == wanted else Call("Unsqueeze", (x,), {"axes": list(range(wanted - rank))})
+    return transpose(wide, tuple(meaning.axes.index(axis) for axis in range(wanted)))
 
 
 def _read_reshape(view: View, meaning: Scores, node: ir.Node, core_shape: Operand) -> None:
@@ -113,20 +168,23 @@ def _read_factor(view: View, meaning: Scores, node: ir.Node, other: ir.Value) ->
         if meaning.overwritten is not None:
             meaning.overwritten *= factor
         return
-    if not _same_for_all_keys(view, other):
-        if node.op_type == "Mul" and meaning.times is None and is_binary(view, other):
+    if not _same_for_all_keys(view, meaning, other):
+        if node.op_type == "Mul" and meaning.times is None and meaning.in_order() and is_binary(view, other):
             meaning.times = other
             meaning.tanh = False
             return
         raise NoMatch(f"'{node_name(node)}' scales the scores by a tensor that may differ from key to key")
     if meaning.mask is not None or meaning.tanh:
         raise NoMatch(f"'{node_name(node)}' scales the scores by a run-time tensor after the mask or softcap")
-    meaning.row_scale.append((node.op_type, other))
+    if meaning.shape is not None and (view.rank(other) or 0) > 2:
+        raise NoMatch(f"'{node_name(node)}' scales reshaped scores by a run-time tensor")
+    meaning.row_scale.append((node.op_type, _in_order(view, meaning, other)))
 
 
-def _same_for_all_keys(view: View, value: ir.Value) -> bool:
+def _same_for_all_keys(view: View, meaning: Scores, value: ir.Value) -> bool:
     shape = view.shape(value)
-    return shape is not None and (not shape or shape[-1] == 1)
+    of_keys = meaning.axes.index(len(meaning.axes) - 1) - len(meaning.axes)  # counted from the back
+    return shape is not None and (-of_keys > len(shape) or shape[of_keys] == 1)
 
 
 def _read_sum(view: View, meaning: Scores, node: ir.Node, other: ir.Value, b: ir.Value) -> None:
@@ -144,7 +202,7 @@ def _read_sum(view: View, meaning: Scores, node: ir.Node, other: ir.Value, b: ir
 
 
 def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> None:
-    if meaning.overwritten is not None and not _same_for_all_keys(view, other):
+    if meaning.overwritten is not None and not _same_for_all_keys(view, meaning, other):
         dtype = float_dtype(view.dtype(node.outputs[0]))
         spacing = -meaning.overwritten * float(dtype.eps)
         if spacing < _SWALLOWS:
@@ -152,7 +210,9 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
                 f"'{node_name(node)}' adds to scores that are overwritten with {meaning.overwritten:g}: rows with "
                 "every key masked depend on it"
             )
-    bias: Operand = Call("Neg", (other,)) if node.op_type == "Sub" else other
+    bias = _in_order(view, meaning, other)
+    bias = Call("Neg", (bias,)) if node.op_type == "Sub" else bias
+    meaning.biases.append(other)
     meaning.tanh = False
     meaning.mask = bias if meaning.mask is None else Call("Add", (meaning.mask, bias))
     # Whether a run-time mask holds -inf cannot be known; finfo.min, the usual case of an Add, is finite.
@@ -164,7 +224,20 @@ def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     constant = view.constant(filler)
     if condition is None or filler is None or constant is None or constant.size != 1 or not constant.item() <= _MASKED:
         raise NoMatch(f"'{node_name(node)}' overwrites scores with something other than a large negative constant")
-    _overwrite(view, meaning, node, condition, constant.item(), kept=index)
+    value, kept = constant.item(), index == 1
+    met = [z for z in meaning.zeroed if same_truth(condition, kept, z.condition, z.kept)]
+    if met:
+        # What it excludes is 0 whatever the row holds, as after -inf; a row without any other key too.
+        others = [b for b in meaning.biases if not (is_product_of(view, b) or largest(view, b) < -_MASKED_AND_SCALED)]
+        if np.isfinite(value) and (others or meaning.overwritten is not None):
+            raise NoMatch(f"'{node_name(node)}' masks keys whose probabilities are overwritten, and not those alone")
+        meaning.zeroed = [z for z in meaning.zeroed if z not in met]
+        meaning.settled = bool(np.isfinite(value))
+        may_be_nan = meaning.may_exclude or (not meaning.settled and all(z.by_factor for z in met))
+        _overwrite(view, meaning, node, _in_order(view, meaning, condition), -np.inf, index)
+        meaning.may_exclude = may_be_nan
+        return
+    _overwrite(view, meaning, node, _in_order(view, meaning, condition), value, kept=index)
 
 
 def _overwrite(view: View, meaning: Scores, node: ir.Node, condition: Operand, value: float, kept: int) -> None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from intfa_onnx.patterns.match import LSE, Call, NoMatch, Operand
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View, int_attribute
-from intfa_onnx.patterns.walk import SAME_VALUE, check_readers, finds_product
+from intfa_onnx.patterns.walk import check_readers, finds_product, keeps_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def part_from_sink(view: View, scores: ir.Value, readers: set[ir.Node]) -> tuple
             break
         if (maximum := _row_maximum(view, node)) is not None:
             value, reading, shifted = node.inputs[0], {node, maximum}, True
-        elif node.op_type in SAME_VALUE:
+        elif keeps_value(view, node):
             value, reading = node.inputs[0], {node}
         else:
             found = _sink(view, node)

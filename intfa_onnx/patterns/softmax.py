@@ -27,10 +27,11 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
     scores = anchor.inputs[0]
     if scores is None:
         raise NoMatch("Softmax without input")
-    axis = int_attribute(anchor, "axis", -1 if view.opset(anchor) >= 13 else 1)
+    flattens = view.opset(anchor) < 13  # there the axis begins those that the softmax goes over together
+    axis = int_attribute(anchor, "axis", 1 if flattens else -1)
     rank = view.rank(scores)
-    if axis != -1 and (rank is None or axis != rank - 1):
-        raise NoMatch(
-            f"softmax over axis {axis}, which is not the last" if rank else f"softmax over axis {axis} of unknown rank"
-        )
-    return match_core(view, anchor, NAME, scores, anchor.outputs[0], {anchor})
+    if axis != -1 and (rank is None or (flattens and axis not in (rank - 1, -1))):
+        which = "and all that follow" if rank else "of unknown rank"
+        raise NoMatch(f"softmax over axis {axis} {which}")
+    over_last = axis == -1 or rank is None or axis % rank == rank - 1
+    return match_core(view, anchor, NAME, scores, anchor.outputs[0], {anchor}, -1 if over_last else axis)

@@ -52,6 +52,25 @@ class View:
                 self._shapes[value] = _dims(twin.shape)
             if twin.dtype is not None:
                 self._dtypes[value] = twin.dtype
+        self._follow_unknown_operators(graph)
+
+    def _follow_unknown_operators(self, graph: ir.Graph | ir.Function) -> None:
+        """Carry types and ranks on where inference stops: at the operators of ONNX Runtime's own optimizer."""
+        for node in graph:
+            first = node.inputs[0] if node.inputs else None
+            fused = node.op_type in OF_FIRST_SHAPE
+            for output in node.outputs if first is not None else ():
+                shape = self.shape(first if fused else output)
+                if output not in self._shapes and shape is not None:
+                    self._shapes[output] = shape
+                if self.dtype(output) is not None:
+                    continue
+                if node.op_type == "Cast":
+                    self._dtypes[output] = ir.DataType(node.attributes["to"].as_int())
+                elif node.op_type in _OF_FIRST_TYPE or fused:
+                    typed = node.inputs[1] if node.op_type == "Where" else first
+                    if (dtype := self.dtype(typed)) is not None:
+                        self._dtypes[output] = dtype
 
     def _infer_functions(self, model: ir.Model) -> None:
         """Infer each function's body from what all its calls agree on, callers first."""
@@ -193,7 +212,8 @@ class View:
         if node.op_type == "Transpose" and "perm" in node.attributes:
             return len(node.attributes["perm"].as_ints())
         if node.op_type == "Reshape":
-            return self.dim(node.inputs[1], 0)
+            sizes = self.dims.content(node.inputs[1])
+            return self.dim(node.inputs[1], 0) if sizes is None else len(sizes)
         if node.op_type == "Expand":
             inner, length = rank(node.inputs[0]), self.dim(node.inputs[1], 0)
             return None if inner is None or length is None else max(inner, length)
@@ -213,10 +233,47 @@ class View:
         return None
 
 
+# Operators of ONNX Runtime's optimizer, which ONNX does not know: each output is like the first input.
+OF_FIRST_SHAPE = (
+    *("SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "RotaryEmbedding"),
+)
+_OF_FIRST_TYPE = {
+    *(
+        "MatMul",
+        "FusedMatMul",
+        "Gemm",
+        "Einsum",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Neg",
+        "Sqrt",
+        "Where",
+        "Max",
+        "Min",
+    ),
+    *(
+        "Identity",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Expand",
+        "Tile",
+        "Slice",
+        "Split",
+        "Concat",
+    ),
+    *("Gather", "Softmax", "Tanh", "Sigmoid", "Relu", "Erf", "Exp", "Clip", "LayerNormalization", "Dropout"),
+}
 # Computed as sizes first, for there a tensor may be known in part.
 _OVER_SIZES = ("Shape", "Gather", "Slice")
 _ELEMENTWISE = {
-    *("MatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow", "And", "Or", "Xor"),
+    *("MatMul", "FusedMatMul", "Mul", "Div", "Add", "Sub", "Where", "Max", "Min", "Pow", "And", "Or", "Xor"),
     *("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"),
 }
 _RANK_OF_FIRST = {
@@ -239,6 +296,11 @@ _RANK_OF_FIRST = {
     "Trilu",
     "QuantizeLinear",
     "DequantizeLinear",
+    "LayerNormalization",
+    "Erf",
+    "Sigmoid",
+    "Relu",
+    *OF_FIRST_SHAPE,
 }
 
 

@@ -9,12 +9,37 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.match import NoMatch, node_name
+from intfa_onnx.patterns.products import operands
 from intfa_onnx.patterns.sizes import Token
 from intfa_onnx.patterns.view import View
 
-SAME_VALUE = ("Cast", "CastLike", "Identity")
-SAME_ELEMENTS = ("Reshape", "Squeeze", "Unsqueeze")
+SAME_ELEMENTS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _MAX_STEPS = 16
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def keeps_value(view: View, node: ir.Node) -> bool:
+    """Return whether a node gives the numbers that it is given: also rounded to another float type, not to integers."""
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].as_int()) in _FLOATS
+    if node.op_type == "CastLike":
+        return (view.dtype(node.outputs[0]) or view.dtype(node.inputs[1])) in _FLOATS
+    return node.op_type == "Identity" or (node.op_type == "Dropout" and is_idle_dropout(view, node))
+
+
+def transposed(axes: tuple[int, ...], node: ir.Node) -> tuple[int, ...]:
+    """Return which axis each axis of a Transpose's result is, where its operand's are ``axes``."""
+    perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else range(len(axes))[::-1]
+    return tuple(axes[p] for p in perm)
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """Probabilities become 0 where ``condition`` is not ``kept``: overwritten, or multiplied by 0, which keeps NaN."""
+
+    condition: ir.Value
+    kept: bool
+    by_factor: bool = False
 
 
 @dataclass
@@ -27,7 +52,11 @@ class Down:
     guarded: bool = False  # NaN is replaced by 0
     factor: float = 1.0
     reshaped: bool = False
-    row_guards: list[ir.Value] = field(default_factory=list)  # rows where all of this is -inf are replaced by 0
+    transposes: list[ir.Node] = field(default_factory=list)
+    row_guards: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)  # (x, whether a row of x is all -inf)
+    guards: set[ir.Node] = field(default_factory=set)  # the nodes that read each x
+    factors: list[tuple[str, ir.Value]] = field(default_factory=list)  # of whole rows: Mul, Div, Where (kept), Not
+    zeroed: list[Zeroed] = field(default_factory=list)
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
 
     @property
@@ -62,15 +91,21 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
         if len(readers) != 1:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
         node, index = readers[0]
-        if node.op_type in ("MatMul", "Einsum"):
+        if node.op_type == "DynamicQuantizeLinear" and (product := _product_of_integers(view, node, value)) is not None:
+            node, index = product
+        if (factors := operands(node)) is not None and factors[index] is value:
             if drops_column is not None:
                 raise NoMatch("the sink's column goes into the product with V")
             down.products = [(node, index)]
             return down
-        if node.op_type in SAME_VALUE or (node.op_type == "Dropout" and is_idle_dropout(view, node)):
+        if node.domain not in ("", "ai.onnx"):
+            raise NoMatch(_unread(node))
+        if keeps_value(view, node):
             pass
         elif node.op_type in SAME_ELEMENTS:
             down.reshaped = True
+        elif node.op_type == "Transpose":
+            down.transposes.append(node)
         elif drops_column is not None and index == 0 and drops_column(node):
             if down.reshaped or any(view.metadata_readers(v) for v in down.values):
                 raise NoMatch("the probabilities are reshaped, or their shape is read, with the sink's column")
@@ -79,21 +114,71 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
             value = undone
             down.quantized.append(node)
             continue
-        elif (masked := _row_guard(view, node, index)) is not None:
-            down.guarded = True
-            down.row_guards.append(masked)
-        elif (
-            node.op_type in ("Mul", "Div")
-            and (constant := view.scalar(node.inputs[1 - index]))
-            and not (node.op_type == "Div" and index == 1)
-        ):
-            down.factor *= constant if node.op_type == "Mul" else 1 / constant
+        elif node.op_type == "Where":
+            _read_overwritten(view, down, node, index)
+        elif node.op_type in ("Mul", "Div") and not (node.op_type == "Div" and index == 1):
+            _read_factor(view, down, node, node.inputs[1 - index])
         else:
-            raise NoMatch(
-                f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V"
-            )
+            raise NoMatch(_unread(node))
         value = node.outputs[0]
     raise NoMatch("no product with V below the softmax")
+
+
+def _product_of_integers(view: View, quantize: ir.Node, probs: ir.Value) -> tuple[ir.Node, int] | None:
+    """Return the product that a DynamicQuantizeLinear of the probabilities is for, and the side they enter by."""
+    below, found = {quantize}, set[ir.Node]()
+    for _ in range(4):  # DynamicQuantizeLinear, MatMulInteger, Cast, Mul
+        outputs = [o for n in below for o in n.outputs]
+        if any(o.is_graph_output() for o in outputs):
+            return None
+        below = {n for o in outputs for n, _ in view.readers(o)}
+        found |= {n for n in below if operands(n) is not None}
+        below -= found
+    [node] = found if len(found) == 1 and not below else [None]
+    factors = operands(node)
+    sides = [i for i, x in enumerate(factors or ()) if x is probs]
+    return (node, sides[0]) if node is not None and len(sides) == 1 else None
+
+
+def _unread(node: ir.Node) -> str:
+    return f"the probabilities go through {node.op_type} ('{node_name(node)}') before the product with V"
+
+
+def _read_factor(view: View, down: Down, node: ir.Node, other: ir.Value | None) -> None:
+    constant, cast = view.scalar(other), other.producer() if other is not None else None
+    if constant:
+        down.factor *= constant if node.op_type == "Mul" else 1 / constant
+    elif other is not None and same_for_all_keys(view, other):
+        down.factors.append((node.op_type, other))
+    elif node.op_type == "Mul" and cast is not None and _is_cast_truth(view, cast):
+        assert cast.inputs[0] is not None
+        down.zeroed.append(Zeroed(cast.inputs[0], True, by_factor=True))
+    else:
+        raise NoMatch(_unread(node))
+
+
+def _is_cast_truth(view: View, node: ir.Node) -> bool:
+    return node.op_type == "Cast" and view.dtype(node.inputs[0]) == ir.DataType.BOOL
+
+
+def _read_overwritten(view: View, down: Down, node: ir.Node, index: int) -> None:
+    """Read a Where of the probabilities and 0: of a row, or of the keys that a mask excludes."""
+    condition = node.inputs[0]
+    if index == 0 or condition is None or view.scalar(node.inputs[3 - index]) != 0:
+        raise NoMatch(_unread(node))
+    if index == 2 and (guard := _row_guard(view, condition)) is not None:
+        down.row_guards.append((guard[0], condition))
+        down.guards.add(guard[1])
+    elif same_for_all_keys(view, condition):
+        down.factors.append(("Where" if index == 1 else "Not", condition))
+    else:
+        down.zeroed.append(Zeroed(condition, index == 1))
+
+
+def same_for_all_keys(view: View, value: ir.Value) -> bool:
+    """Return whether a tensor has one element for each row of scores."""
+    shape = view.shape(value)
+    return shape is not None and (not shape or shape[-1] == 1)
 
 
 def _parts_of_keys(
@@ -130,34 +215,41 @@ def _bounds(view: View, node: ir.Node, rank: int | None) -> tuple[Token | None, 
 
 
 def _nan_guard(view: View, probs: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Value:
-    """Return the output of ``Where(IsNaN(P), 0, P)``."""
+    """Return the output of ``Where(IsNaN(P), 0, P)``, or of ``Where(Not(IsNaN(P)), P, 0)``."""
     where, index = next((n, i) for n, i in readers if n.op_type == "Where")
-    condition = where.inputs[0].producer() if where.inputs[0] is not None else None
+    condition, wanted = where.inputs[0].producer() if where.inputs[0] is not None else None, 2
+    if condition is not None and condition.op_type == "Not" and condition.inputs[0] is not None:
+        condition, wanted = condition.inputs[0].producer(), 1
     is_guard = condition is not None and condition.op_type == "IsNaN" and condition.inputs[0] is probs
-    if index != 2 or not is_guard or view.scalar(where.inputs[1]) != 0:
+    if index != wanted or not is_guard or view.scalar(where.inputs[3 - index]) != 0:
         raise NoMatch(f"the probabilities are rewritten by '{node_name(where)}', which is not a NaN guard")
     return where.outputs[0]
 
 
-def _row_guard(view: View, node: ir.Node, index: int) -> ir.Value | None:
-    """Return x for ``Where(ReduceMax(x) == -inf, 0, P)``, which is how ONNX's own function body guards."""
-    if node.op_type != "Where" or index != 2 or view.scalar(node.inputs[1]) != 0 or node.inputs[0] is None:
+def _row_guard(view: View, condition: ir.Value) -> tuple[ir.Value, ir.Node] | None:
+    """Return x, and what reads it, for ``ReduceMax(x) == -inf``, ONNX's own guard, or ``all(x == -inf)``, PyTorch's."""
+    node, ops = condition.producer(), list[ir.Node]()
+    while node is not None and node.op_type in ("Cast", "Equal", "ReduceMax", "ReduceMin") and len(ops) < 5:
+        ops.append(node)
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    ops = [n for n in ops if n.op_type != "Cast"]
+    kinds, last = [n.op_type for n in ops[:2]], ops[min(1, len(ops) - 1)] if ops else None
+    if kinds not in (["Equal", "ReduceMax"], ["ReduceMin", "Equal"]) or last is None or last.inputs[0] is None:
         return None
-    equal = node.inputs[0].producer()
-    if equal is None or equal.op_type != "Equal" or view.scalar(equal.inputs[1]) != -np.inf or equal.inputs[0] is None:
-        return None
-    maximum = equal.inputs[0].producer()
-    if maximum is None or maximum.op_type != "ReduceMax" or maximum.inputs[0] is None:
-        return None
-    axes, rank = view.axes(maximum), view.rank(maximum.inputs[0])
-    return maximum.inputs[0] if axes is not None and axes in ([-1], [rank - 1] if rank else [-1]) else None
+    equal, reduction = ops[:2] if kinds[0] == "Equal" else ops[1::-1]
+    axes, rank = view.axes(reduction), view.rank(last.inputs[0])
+    over_last = axes is not None and axes in ([-1], [rank - 1] if rank else [-1])
+    return (last.inputs[0], last) if over_last and view.scalar(equal.inputs[1]) == -np.inf else None
 
 
-def check_row_guards(guards: list[ir.Value], qk_node: ir.Node, path: Path) -> None:
-    """Check that a guard looks at the mask or the masked scores: then it replaces exactly the rows without a key."""
+def split_row_guards(down: Down, qk_node: ir.Node, path: Path) -> bool:
+    """Return whether a guard looks at the mask or the masked scores: then it replaces exactly the rows without a key.
+
+    Any other is a condition on rows like another.
+    """
     seen = {qk_node.outputs[0], *(v for n, _ in path for v in (*n.inputs, *n.outputs))}
-    if any(g not in seen for g in guards):
-        raise NoMatch("the probabilities are overwritten where something other than their mask says so")
+    down.factors += [("Not", condition) for x, condition in down.row_guards if x not in seen]
+    return any(x in seen for x, _ in down.row_guards)
 
 
 def is_idle_dropout(view: View, node: ir.Node) -> bool:
@@ -194,14 +286,14 @@ def walk_up(view: View, scores: ir.Value) -> tuple[ir.Node, Path]:
 
 def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -> tuple[ir.Node, Path] | None:
     node = value.producer()
-    if node is None or depth > _MAX_STEPS or node.domain not in ("", "ai.onnx"):
+    if node is None or depth > _MAX_STEPS or (node.domain not in ("", "ai.onnx") and operands(node) is None):
         return None
     # A product with constant weights is a projection. Constant queries, though, are what latents and prompts are.
-    is_product = _is_product(view, node) or _is_product_of_parts(view, node)
-    if not is_product and node.op_type not in _SCORE_INPUTS:
+    found_here = _is_product(view, node) or _is_product_of_parts(view, node)
+    if not found_here and node.op_type not in _SCORE_INPUTS:
         return None
-    best: tuple[ir.Node, Path] | None = (node, []) if is_product else None
-    for index in () if is_product else _SCORE_INPUTS[node.op_type]:
+    best: tuple[ir.Node, Path] | None = (node, []) if found_here else None
+    for index in () if found_here else _SCORE_INPUTS[node.op_type]:
         entering = node.inputs[index] if index < len(node.inputs) else None
         if entering is None or (found := _find_product(view, entering, depth + 1, blocked)) is None:
             continue
@@ -220,11 +312,7 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
 
 
 def _is_product(view: View, node: ir.Node | None) -> bool:
-    return (
-        node is not None
-        and node.op_type in ("MatMul", "Einsum")
-        and not any(view.is_constant(i) for i in node.inputs[-1:])
-    )
+    return (factors := operands(node)) is not None and not view.is_constant(factors[1])
 
 
 def _is_product_of_parts(view: View, node: ir.Node) -> bool:
@@ -258,7 +346,7 @@ def check_readers(view: View, scores: ir.Value, expected: set[ir.Node]) -> None:
 
 # Which inputs the scores may come through, in order of preference.
 _SCORE_INPUTS = {
-    **dict.fromkeys((*SAME_VALUE, *SAME_ELEMENTS, "Dropout", "Tanh", "Transpose", "Clip"), (0,)),
+    **dict.fromkeys(("Cast", "CastLike", "Identity", "Dropout", *SAME_ELEMENTS, "Tanh", "Transpose", "Clip"), (0,)),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (0,)),
     **dict.fromkeys(("Mul", "Add", "Max", "Min"), (0, 1)),
     **dict.fromkeys(("Div", "Sub"), (0,)),

@@ -10,7 +10,9 @@ from zoo import (
     torch_modules,
     transformer_decoders,
     transformer_models,
+    transformer_speech,
     transformer_towers,
+    transformer_vision,
 )
 from zoo.case import DEFINITIONS, Case, Definition, Input
 
@@ -25,5 +27,7 @@ __all__ = [
     "torch_modules",
     "transformer_decoders",
     "transformer_models",
+    "transformer_speech",
     "transformer_towers",
+    "transformer_vision",
 ]

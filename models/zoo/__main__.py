@@ -25,6 +25,8 @@ def main(
 ) -> None:
     """Export the zoo, each model with every exporter, opset and attention implementation it has.
 
+    What an exporter refuses is recorded; exit code 1 if a model cannot even be built.
+
     Examples: python models/zoo; python models/zoo bert llama -j 1
     """
     from zoo.case import DEFINITIONS
@@ -35,19 +37,28 @@ def main(
         Console(stderr=True).print(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(DEFINITIONS)}")
         raise typer.Exit(2)
     output.mkdir(parents=True, exist_ok=True)
-    failed, todo = 0, variants(names)
+    refused, unbuilt, todo = 0, 0, variants(names)
     with (
         ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=one_thread) as pool,
         Progress(console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("exporting", total=len(todo))
-        for future in as_completed([pool.submit(export, variant, output) for variant in todo]):
-            done = future.result()
+        futures = {pool.submit(export, variant, output): variant for variant in todo}
+        for future in as_completed(futures):
             progress.advance(task)
+            try:
+                done = future.result()
+            except Exception as error:  # whatever building a model raises, such as libraries that do not fit
+                unbuilt += 1
+                progress.console.print(f"{futures[future].stem} cannot be built: {error}")
+                continue
             if done.file is None:
-                failed += 1
+                refused += 1
                 progress.console.print(f"{done.variant.stem}: {done.error.splitlines()[0][:160]}")
-    print(f"{len(todo) - failed} of {len(todo)} variants are in {output}; the exporters refused {failed}")
+    print(f"{len(todo) - refused - unbuilt} of {len(todo)} variants are in {output}; the exporters refused {refused}")
+    if unbuilt:
+        Console(stderr=True).print(f"{unbuilt} could not be built: see above; run again, what is there is kept")
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import onnx.numpy_helper
 import torch
 import transformers as t
 
-from zoo import transformer_models as base
 from zoo.case import Call, Case, Input, define
-from zoo.export import _dynamo, _torchscript
+from zoo.export import write_dynamo, write_torchscript
+from zoo.transformer_models import bert, clip_vision, gpt2_past, llama, llama_past, vit, whisper_decoder
 
 ONE = ("graph",)
 
@@ -25,7 +25,7 @@ def _exported(case: Case, opset: int = 17) -> onnx.ModelProto:
     """Return the model as TorchScript (opset 17) or dynamo (18) exports it."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
-        (_torchscript if opset == 17 else _dynamo)(case, opset, path, True)
+        (write_torchscript if opset == 17 else write_dynamo)(case, opset, path, True)
         return onnx.load(path)
 
 
@@ -51,7 +51,7 @@ def dynamic_quantized(_: str) -> Case:
     """Projections as MatMulInteger, as ``quantize_dynamic`` does it; attention stays in float."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    return _quantized(base.bert("eager"), lambda a, b: quantize_dynamic(a, b, weight_type=QuantType.QInt8))
+    return _quantized(bert("eager"), lambda a, b: quantize_dynamic(a, b, weight_type=QuantType.QInt8))
 
 
 @define("derived", ONE)
@@ -68,7 +68,7 @@ def dynamic_quantized_products(_: str) -> Case:
             extra_options={"MatMulConstBOnly": False},
         )
 
-    return _quantized(base.bert("eager"), tool)
+    return _quantized(bert("eager"), tool)
 
 
 class _Samples:
@@ -101,20 +101,18 @@ def _static_quantized(case: Case, **options: Any) -> Case:
 @define("derived", ONE)
 def static_quantized(_: str) -> Case:
     """QuantizeLinear and DequantizeLinear around everything: projections, both products, softmax, additions."""
-    return _static_quantized(base.vit("eager"))
+    return _static_quantized(vit("eager"))
 
 
 @define("derived", ONE)
 def static_quantized_symmetric(_: str) -> Case:
     """The same with zero points of 0 and only products quantized, as TensorRT wants it."""
-    return _static_quantized(
-        base.vit("eager"), op_types_to_quantize=["MatMul"], extra_options={"ActivationSymmetric": True}
-    )
+    return _static_quantized(vit("eager"), op_types_to_quantize=["MatMul"], extra_options={"ActivationSymmetric": True})
 
 
 @define("derived", ONE)
 def static_quantized_padded(_: str) -> Case:
-    return _static_quantized(base.bert("sdpa"), op_types_to_quantize=["MatMul"])
+    return _static_quantized(bert("sdpa"), op_types_to_quantize=["MatMul"])
 
 
 # ---- ONNX Runtime's optimizer, onnxscript's fusions ----
@@ -134,12 +132,12 @@ def _optimized(case: Case) -> Case:
 @define("derived", ONE)
 def optimized_bert(_: str) -> Case:
     """com.microsoft Attention with packed weights, SkipLayerNormalization around it."""
-    return _optimized(base.bert("eager"))
+    return _optimized(bert("eager"))
 
 
 @define("derived", ONE)
 def optimized_clip_vision(_: str) -> Case:
-    return _optimized(base.clip_vision("eager"))
+    return _optimized(clip_vision("eager"))
 
 
 def _ort_fusions(case: Case) -> Case:
@@ -156,23 +154,23 @@ def _ort_fusions(case: Case) -> Case:
 @define("derived", ONE)
 def ort_fusions_bert(_: str) -> Case:
     """com.microsoft MultiHeadAttention."""
-    return _ort_fusions(base.bert("sdpa"))
+    return _ort_fusions(bert("sdpa"))
 
 
 @define("derived", ONE)
 def ort_fusions_llama(_: str) -> Case:
-    return _ort_fusions(base.llama("sdpa"))
+    return _ort_fusions(llama("sdpa"))
 
 
 @define("derived", ONE)
 def ort_fusions_llama_past(_: str) -> Case:
     """com.microsoft GroupQueryAttention."""
-    return _ort_fusions(base.llama_past("eager"))
+    return _ort_fusions(llama_past("eager"))
 
 
 @define("derived", ONE)
 def ort_fusions_whisper_decoder(_: str) -> Case:
-    return _ort_fusions(base.whisper_decoder("sdpa"))
+    return _ort_fusions(whisper_decoder("sdpa"))
 
 
 # ---- half precision, branches ----
@@ -183,7 +181,7 @@ def converted_to_fp16(_: str) -> Case:
     """Float16 by a converter of graphs: casts where inputs come in, and around what stays in float."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    case = base.bert("eager")
+    case = bert("eager")
     model = convert_float_to_float16(_exported(case), keep_io_types=True, op_block_list=["Softmax", "Tanh"])
     return replace(case, model=model, dtype=torch.float16)
 
@@ -198,7 +196,7 @@ def merged_decoder(_: str) -> Case:
         out = m(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         return (out.logits, *(x for layer in cache.layers for x in (layer.keys, layer.values)))
 
-    case = base.gpt2_past("eager")
+    case = gpt2_past("eager")
     assert isinstance(case.model, Call)
     first = [name for name in case.inputs if not name.startswith("past")]
     no_past = replace(

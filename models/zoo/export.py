@@ -89,23 +89,34 @@ def key(variant: Variant) -> str:
 
 
 def export(variant: Variant, folder: Path) -> Exported:
-    """Export one variant, or return what an earlier call left in the folder."""
+    """Export one variant, or return what an earlier call left in the folder.
+
+    Raises:
+        Exception: the model cannot be built on this machine, whose libraries do not fit; that is no exporter's answer.
+    """
     record, path, now = folder / f"{variant.stem}.json", folder / f"{variant.stem}.onnx", key(variant)
     if record.exists():
         known = json.loads(record.read_text())
         if known["key"] == now:
             return Exported(variant, known["file"], known["static"], known["error"], now)
     path.unlink(missing_ok=True)
-    partial = path.with_suffix(".partial")
+    case, partial = variant.build(), path.with_suffix(".partial")
     try:
-        static = _write(variant.build(), variant, partial)
+        static = _write(case, variant, partial)
         partial.replace(path)
         done = Exported(variant, path.name, static, "", now)
     except Exception as error:  # whatever an exporter raises: it is its answer for this model
         partial.unlink(missing_ok=True)
         done = Exported(variant, None, False, f"{type(error).__name__}: {error}"[:500], now)
-    record.write_text(json.dumps(asdict(done), indent=1) + "\n")
+    write_json(record, asdict(done))
     return done
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write the whole file or nothing: a process may be killed at any time."""
+    partial = path.with_suffix(f"{path.suffix}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _write(case: Case, variant: Variant, path: Path) -> bool:
@@ -113,7 +124,7 @@ def _write(case: Case, variant: Variant, path: Path) -> bool:
     if isinstance(case.model, onnx.ModelProto):
         onnx.save(case.model, path)
         return False
-    write = _torchscript if variant.exporter == "torchscript" else _dynamo
+    write = write_torchscript if variant.exporter == "torchscript" else write_dynamo
     torch.backends.mha.set_fastpath_enabled(variant.exporter != "torchscript")  # its fused layers have no ONNX form
     logging.getLogger("torch.onnx").setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
@@ -141,7 +152,8 @@ def _dynamic(case: Case) -> dict[str, dict[int, str]]:
     return {n: {i: a for i, a in enumerate(s.axes) if isinstance(a, str)} for n, s in case.inputs.items()}
 
 
-def _torchscript(case: Case, opset: int, path: Path, dynamic: bool) -> None:
+def write_torchscript(case: Case, opset: int, path: Path, dynamic: bool) -> None:
+    """Write the file as the exporter of TorchScript does; ``dynamic`` names the dynamic axes."""
     torch.onnx.export(
         case.model,
         _arguments(case),
@@ -154,7 +166,8 @@ def _torchscript(case: Case, opset: int, path: Path, dynamic: bool) -> None:
     )
 
 
-def _dynamo(case: Case, opset: int, path: Path, dynamic: bool) -> None:
+def write_dynamo(case: Case, opset: int, path: Path, dynamic: bool) -> None:
+    """Write the file as the exporter of torch.export does; ``dynamic`` names the dynamic axes."""
     shapes: Any = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in _dynamic(case).values())
     variadic = type(case.model).forward.__code__.co_flags & 0x04  # *tensors takes them as one tuple
     torch.onnx.export(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import numpy as np
 import onnx
 
 from zoo.case import Case
+from zoo.export import Variant, one_thread
 from zoo.verify import GROWTH, difference, epsilon, given, largest, session
 
+SECONDS = 120  # for one model, of which each peer needs a few
 _CONTRIB = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention")
 Answer = tuple[int, Callable[[dict[str, np.ndarray]], list[np.ndarray]]]
 
@@ -27,8 +31,42 @@ def versions() -> dict[str, str]:
     return found
 
 
-def ask(peer: str, path: Path, case: Case) -> int | str:
-    """Return how many attentions the peer fuses, 0 if that changes the output, or its error."""
+class Peers:
+    """Asks in a process of its own: a peer that dies or does not return takes nobody with it."""
+
+    def __init__(self, seconds: float = SECONDS):
+        self.seconds = seconds
+        self._start()
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_answer, args=(there,), daemon=True)
+        self._process.start()
+        there.close()
+
+    def ask(self, peer: str, path: Path, variant: Variant) -> int | str:
+        """Return how many attentions the peer fuses, 0 if that changes the output, or its error."""
+        self._here.send((peer, path, variant))
+        answered = self._here.poll(self.seconds)
+        with contextlib.suppress(EOFError):
+            if answered:
+                return self._here.recv()
+        self._process.kill()
+        self._process.join()
+        self._start()
+        return "the process died" if answered else f"no answer within {self.seconds:g} s"
+
+
+def _answer(questions: Connection) -> None:
+    one_thread()
+    with contextlib.suppress(EOFError):  # nobody asks any more
+        while True:
+            peer, path, variant = questions.recv()
+            questions.send(_ask(peer, path, variant.build()))
+
+
+def _ask(peer: str, path: Path, case: Case) -> int | str:
     feed = next(iter(case.feeds()))[1]
     before = session(path)
     try:

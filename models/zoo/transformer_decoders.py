@@ -8,16 +8,14 @@ import torch
 import transformers as t
 
 from zoo.case import Call, Case, Input, define, prepare
-from zoo.transformer_models import _BERT, _LLAMA, _SPECIAL, _TEXT, _TOKENS, HEADS, HIDDEN, LAYERS, _decoder
-
-_EXPERTS: dict[str, Any] = {**_LLAMA, "num_experts_per_tok": 1, "experts_implementation": "batched_mm"}
+from zoo.transformer_parts import BERT, EXPERTS, HEADS, HIDDEN, LAYERS, LLAMA, SPECIAL, TEXT, TOKENS, decoder_case
 
 
 @define("decoder", ("eager",))
 def mpt(attention: str) -> Case:
     """ALiBi, added by the model itself."""
     config = t.MptConfig(
-        **_TOKENS,
+        **TOKENS,
         d_model=HIDDEN,
         n_heads=HEADS,
         n_layers=LAYERS,
@@ -25,26 +23,26 @@ def mpt(attention: str) -> Case:
         expansion_ratio=1,
         attn_implementation=attention,
     )
-    return _decoder(t.MptForCausalLM(config))
+    return decoder_case(t.MptForCausalLM(config))
 
 
 @define("decoder")
 def falcon(attention: str) -> Case:
     """One head of K and V for all."""
     config = t.FalconConfig(
-        **_TOKENS,
+        **TOKENS,
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         attn_implementation=attention,
     )
-    return _decoder(t.FalconForCausalLM(config))
+    return decoder_case(t.FalconForCausalLM(config))
 
 
 @define("decoder")
 def falcon_alibi(attention: str) -> Case:
     config = t.FalconConfig(
-        **_TOKENS,
+        **TOKENS,
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
@@ -52,91 +50,149 @@ def falcon_alibi(attention: str) -> Case:
         multi_query=False,
         attn_implementation=attention,
     )
-    return _decoder(t.FalconForCausalLM(config))
+    return decoder_case(t.FalconForCausalLM(config))
 
 
 @define("decoder")
 def gpt_bigcode(attention: str) -> Case:
     config = t.GPTBigCodeConfig(
-        **_TOKENS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=64, attn_implementation=attention
+        **TOKENS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=64, attn_implementation=attention
     )
-    return _decoder(t.GPTBigCodeForCausalLM(config))
+    return decoder_case(t.GPTBigCodeForCausalLM(config))
 
 
 @define("decoder", ("eager",))
 def gptj(attention: str) -> Case:
     """Interleaved rotary positions on a part of the head."""
-    config = t.GPTJConfig(**_TOKENS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=64, rotary_dim=8)
-    return _decoder(t.GPTJForCausalLM(config))
+    config = t.GPTJConfig(**TOKENS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=64, rotary_dim=8)
+    return decoder_case(t.GPTJForCausalLM(config))
 
 
 @define("decoder")
 def phi3(attention: str) -> Case:
     """Q, K and V from one projection."""
-    return _decoder(t.Phi3ForCausalLM(t.Phi3Config(**_LLAMA, attn_implementation=attention)))
+    return decoder_case(t.Phi3ForCausalLM(t.Phi3Config(**LLAMA, attn_implementation=attention)))
 
 
 @define("decoder")
 def stablelm(attention: str) -> Case:
     """Rotary positions on a quarter of the head."""
-    return _decoder(t.StableLmForCausalLM(t.StableLmConfig(**_LLAMA, attn_implementation=attention)))
+    return decoder_case(t.StableLmForCausalLM(t.StableLmConfig(**LLAMA, attn_implementation=attention)))
 
 
 @define("decoder")
 def cohere(attention: str) -> Case:
-    return _decoder(t.CohereForCausalLM(t.CohereConfig(**_LLAMA, use_qk_norm=True, attn_implementation=attention)))
+    return decoder_case(t.CohereForCausalLM(t.CohereConfig(**LLAMA, use_qk_norm=True, attn_implementation=attention)))
 
 
 @define("decoder")
 def olmo2(attention: str) -> Case:
     """Q and K normalized over all heads at once."""
-    return _decoder(t.Olmo2ForCausalLM(t.Olmo2Config(**_LLAMA, attn_implementation=attention)))
+    return decoder_case(t.Olmo2ForCausalLM(t.Olmo2Config(**LLAMA, attn_implementation=attention)))
 
 
 @define("decoder")
 def gemma3(attention: str) -> Case:
     """Q and K normalized per head; five layers with a window for one without."""
     config = t.Gemma3TextConfig(
-        **_LLAMA, head_dim=16, query_pre_attn_scalar=16, sliding_window=6, attn_implementation=attention
+        **LLAMA, head_dim=16, query_pre_attn_scalar=16, sliding_window=6, attn_implementation=attention
     )
-    return _decoder(t.Gemma3ForCausalLM(config))
+    return decoder_case(t.Gemma3ForCausalLM(config))
+
+
+@define("decoder")
+def gemma4(attention: str) -> Case:
+    """Heads of two sizes, K and V of one layer used by another, no scale; a window in the first layer."""
+    config = t.Gemma4TextConfig(
+        **LLAMA,
+        head_dim=16,
+        global_head_dim=32,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        vocab_size_per_layer_input=100,
+        hidden_size_per_layer_input=16,
+        attn_implementation=attention,
+    )
+    return decoder_case(t.Gemma4ForCausalLM(config))
+
+
+@define("decoder")
+def smollm3(attention: str) -> Case:
+    """Every other layer without positions."""
+    config = t.SmolLM3Config(**LLAMA, no_rope_layer_interval=2, attn_implementation=attention)
+    return decoder_case(t.SmolLM3ForCausalLM(config))
+
+
+@define("decoder")
+def cohere2(attention: str) -> Case:
+    """Interleaved rotary positions where there is a window, none where there is not."""
+    config = t.Cohere2Config(
+        **LLAMA,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        attn_implementation=attention,
+    )
+    return decoder_case(t.Cohere2ForCausalLM(config))
+
+
+@define("decoder")
+def lfm2(attention: str) -> Case:
+    """A short convolution in the first layer, attention in the second."""
+    config = t.Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"], attn_implementation=attention)
+    return decoder_case(t.Lfm2ForCausalLM(config), attentions=1)
+
+
+@define("decoder")
+def qwen3_5(attention: str) -> Case:
+    """A linear attention in the first layer, which stays; in the second one whose output is gated."""
+    config = t.Qwen3_5TextConfig(
+        **LLAMA,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        attn_implementation=attention,
+    )
+    return decoder_case(t.Qwen3_5ForCausalLM(config), attentions=1)
 
 
 @define("decoder")
 def granite(attention: str) -> Case:
     """The scale is a number of the configuration."""
-    config = t.GraniteConfig(**_LLAMA, attention_multiplier=0.2, attn_implementation=attention)
-    return _decoder(t.GraniteForCausalLM(config))
+    config = t.GraniteConfig(**LLAMA, attention_multiplier=0.2, attn_implementation=attention)
+    return decoder_case(t.GraniteForCausalLM(config))
 
 
 @define("decoder")
 def mixtral(attention: str) -> Case:
-    config = t.MixtralConfig(**_EXPERTS, num_local_experts=2, attn_implementation=attention)
-    return _decoder(t.MixtralForCausalLM(config))
+    config = t.MixtralConfig(**EXPERTS, num_local_experts=2, attn_implementation=attention)
+    return decoder_case(t.MixtralForCausalLM(config))
 
 
 @define("decoder")
 def qwen3_moe(attention: str) -> Case:
     config = t.Qwen3MoeConfig(
-        **_EXPERTS, head_dim=16, num_experts=2, moe_intermediate_size=32, attn_implementation=attention
+        **EXPERTS, head_dim=16, num_experts=2, moe_intermediate_size=32, attn_implementation=attention
     )
-    return _decoder(t.Qwen3MoeForCausalLM(config))
+    return decoder_case(t.Qwen3MoeForCausalLM(config))
 
 
 @define("decoder", ("eager",))
 def gpt_oss(attention: str) -> Case:
     """Sinks: a learned logit per head in every softmax; a window in every other layer."""
     config = t.GptOssConfig(
-        **_EXPERTS, head_dim=16, num_local_experts=2, sliding_window=6, attn_implementation=attention
+        **EXPERTS, head_dim=16, num_local_experts=2, sliding_window=6, attn_implementation=attention
     )
-    return _decoder(t.GptOssForCausalLM(config))
+    return decoder_case(t.GptOssForCausalLM(config))
 
 
 @define("decoder")
 def deepseek_v3(attention: str) -> Case:
     """Latent attention: 24 channels for Q and K, of which 8 turn, and 16 for V."""
     config = t.DeepseekV3Config(
-        **{**_LLAMA, "num_key_value_heads": HEADS},
+        **{**LLAMA, "num_key_value_heads": HEADS},
         kv_lora_rank=16,
         q_lora_rank=32,
         qk_rope_head_dim=8,
@@ -150,12 +206,12 @@ def deepseek_v3(attention: str) -> Case:
         num_experts_per_tok=1,
         attn_implementation=attention,
     )
-    return _decoder(t.DeepseekV3ForCausalLM(config))
+    return decoder_case(t.DeepseekV3ForCausalLM(config))
 
 
 @define("decoder")
 def biogpt(attention: str) -> Case:
-    return _decoder(t.BioGptForCausalLM(t.BioGptConfig(**_BERT, **_SPECIAL, attn_implementation=attention)))
+    return decoder_case(t.BioGptForCausalLM(t.BioGptConfig(**BERT, **SPECIAL, attn_implementation=attention)))
 
 
 @define("decoder")
@@ -183,7 +239,7 @@ def llama_static_cache(attention: str) -> Case:
 
         return update
 
-    model = prepare(t.LlamaForCausalLM(t.LlamaConfig(**_LLAMA, attn_implementation=attention)))
+    model = prepare(t.LlamaForCausalLM(t.LlamaConfig(**LLAMA, attn_implementation=attention)))
     inputs = {"input_ids": Input("ids", ("batch", 3)), "position_ids": Input("positions", ("batch", 3))}
     outputs = ["logits"]
     for layer in range(LAYERS):
@@ -201,6 +257,6 @@ def mistral_packed(attention: str) -> Case:
         mask = torch.where(keep, 0.0, torch.finfo(torch.float32).min)
         return m(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
-    model = prepare(t.MistralForCausalLM(t.MistralConfig(**_LLAMA, sliding_window=None, attn_implementation=attention)))
+    model = prepare(t.MistralForCausalLM(t.MistralConfig(**LLAMA, sliding_window=None, attn_implementation=attention)))
     inputs = {"input_ids": Input("ids", ("batch", "seq")), "keep": Input("keep", ("batch", 1, "seq", "seq"))}
-    return Case(Call(model, function), inputs, _TEXT, LAYERS, peer=("gpt2", HEADS, HIDDEN))
+    return Case(Call(model, function), inputs, TEXT, LAYERS, peer=("gpt2", HEADS, HIDDEN))

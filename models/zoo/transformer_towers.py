@@ -8,7 +8,20 @@ import torch
 import transformers as t
 
 from zoo.case import Call, Case, Input, define, prepare
-from zoo.transformer_models import _BERT, _SEQ2SEQ, _TEXT, _VIT, HEADS, HIDDEN, LAYERS, _encoder, _vision
+from zoo.transformer_parts import (
+    BERT,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    LLAMA,
+    SEQ2SEQ,
+    SPEECH,
+    TEXT,
+    VIT,
+    encoder_case,
+    seq2seq_case,
+    vision_case,
+)
 
 # ---- text and sound ----
 
@@ -16,34 +29,75 @@ from zoo.transformer_models import _BERT, _SEQ2SEQ, _TEXT, _VIT, HEADS, HIDDEN, 
 @define("encoder", ("eager",))
 def mpnet(attention: str) -> Case:
     """A learned bias per head and distance, shared by the layers."""
-    return _encoder(t.MPNetModel(t.MPNetConfig(**_BERT)))
+    return encoder_case(t.MPNetModel(t.MPNetConfig(**BERT)))
 
 
 @define("encoder")
 def esm(attention: str) -> Case:
     """Rotary positions; the scale is on Q."""
     config = t.EsmConfig(
-        **_BERT, position_embedding_type="rotary", pad_token_id=1, mask_token_id=2, attn_implementation=attention
+        **BERT, position_embedding_type="rotary", pad_token_id=1, mask_token_id=2, attn_implementation=attention
     )
-    return _encoder(t.EsmModel(config, add_pooling_layer=False))
+    return encoder_case(t.EsmModel(config, add_pooling_layer=False))
 
 
 @define("encoder")
 def nomic_bert(attention: str) -> Case:
-    return _encoder(t.NomicBertModel(t.NomicBertConfig(**_BERT, attn_implementation=attention)))
+    return encoder_case(t.NomicBertModel(t.NomicBertConfig(**BERT, attn_implementation=attention)))
+
+
+@define("encoder")
+def electra(attention: str) -> Case:
+    """A reranker: one number for a pair of texts."""
+    config = t.ElectraConfig(**BERT, embedding_size=32, num_labels=1, attn_implementation=attention)
+    case = encoder_case(t.ElectraForSequenceClassification(config))
+    assert isinstance(case.model, Call)
+    case.model.function = lambda m, ids, mask: m(input_ids=ids, attention_mask=mask).logits
+    return case
+
+
+@define("encoder")
+def jina_embeddings_v3(attention: str) -> Case:
+    config = t.JinaEmbeddingsV3Config(**BERT, pad_token_id=0, attn_implementation=attention)
+    return encoder_case(t.JinaEmbeddingsV3Model(config))
+
+
+@define("encoder")
+def gte(attention: str) -> Case:
+    return encoder_case(t.GteModel(t.GteConfig(**BERT, pad_token_id=0, attn_implementation=attention)))
+
+
+@define("encoder")
+def eurobert(attention: str) -> Case:
+    """Llama's layers without the causal mask."""
+    return encoder_case(t.EuroBertModel(t.EuroBertConfig(**LLAMA, mask_token_id=3, attn_implementation=attention)))
+
+
+@define("encoder")
+def embedding_gemma(attention: str) -> Case:
+    """Gemma 3 in both directions: a window to either side."""
+    config = t.Gemma3TextConfig(
+        **LLAMA,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=6,
+        use_bidirectional_attention=True,
+        attn_implementation=attention,
+    )
+    return encoder_case(t.Gemma3TextModel(config))
 
 
 @define("encoder", ("eager",))
 def xlnet(attention: str) -> Case:
     """Content and position scores, shifted against each other by reshapes, added before the softmax; einsum."""
     config = t.XLNetConfig(vocab_size=100, d_model=HIDDEN, n_layer=LAYERS, n_head=HEADS, d_inner=64)
-    return _encoder(t.XLNetModel(config), gain=3)
+    return encoder_case(t.XLNetModel(config), gain=3)
 
 
 @define("negative", ("eager",), negative=True)
 def longformer(attention: str) -> Case:
     """A band of scores, cut out of products of overlapping chunks."""
-    config = t.LongformerConfig(**_BERT, attention_window=4, pad_token_id=0, sep_token_id=2)
+    config = t.LongformerConfig(**BERT, attention_window=4, pad_token_id=0, sep_token_id=2)
     module = Call(prepare(t.LongformerModel(config)), lambda m, i, a: m(input_ids=i, attention_mask=a)[0])
     inputs = {"input_ids": Input("ids", (2, 12)), "attention_mask": Input("mask", (2, 12))}
     return Case(module, inputs, {}, 0, peer=("bert", HEADS, HIDDEN))
@@ -63,22 +117,14 @@ def perceiver(attention: str) -> Case:
     )
     module = Call(prepare(t.PerceiverModel(config)), lambda m, x, a: m(inputs=x, attention_mask=a).last_hidden_state)
     inputs = {"x": Input("float", ("batch", "seq", 32)), "mask": Input("mask", ("batch", "seq"))}
-    return Case(module, inputs, _TEXT, 3, peer=("bert", HEADS, HIDDEN))
+    return Case(module, inputs, TEXT, 3, peer=("bert", HEADS, HIDDEN))
 
 
 @define("encoder")
 def conformer(attention: str) -> Case:
     """Wav2Vec2-Conformer: relative positions as a second product, shifted by reshapes."""
     config = t.Wav2Vec2ConformerConfig(
-        vocab_size=32,
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=64,
-        conv_dim=(16, 16),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 8),
-        num_feat_extract_layers=2,
+        **SPEECH,
         position_embeddings_type="relative",
         conv_depthwise_kernel_size=3,
         attn_implementation=attention,
@@ -86,6 +132,13 @@ def conformer(attention: str) -> Case:
     module = Call(prepare(t.Wav2Vec2ConformerModel(config)), lambda m, x: m(x).last_hidden_state)
     inputs = {"input_values": Input("float", ("batch", 800))}
     return Case(module, inputs, {"batch": 2}, LAYERS, peer=("bart", HEADS, HIDDEN))
+
+
+@define("encoder-decoder")
+def m2m100(attention: str) -> Case:
+    """As NLLB; sinusoidal positions, counted over the tokens that are no padding."""
+    config = t.M2M100Config(**SEQ2SEQ, max_position_embeddings=64, pad_token_id=0, attn_implementation=attention)
+    return seq2seq_case(t.M2M100Model(config), "bart")
 
 
 @define("encoder-decoder")
@@ -109,7 +162,7 @@ def marian_with_past(attention: str) -> Case:
         return (out.last_hidden_state, *(x for layer in own.layers for x in (layer.keys, layer.values)))
 
     config = t.MarianConfig(
-        **_SEQ2SEQ, max_position_embeddings=64, pad_token_id=0, decoder_start_token_id=0, attn_implementation=attention
+        **SEQ2SEQ, max_position_embeddings=64, pad_token_id=0, decoder_start_token_id=0, attn_implementation=attention
     )
     inputs = {"input_ids": Input("ids", ("batch", 1)), "mask": Input("mask", ("batch", "source"))}
     for layer in range(LAYERS):
@@ -127,29 +180,29 @@ def marian_with_past(attention: str) -> Case:
 @define("vision")
 def beit(attention: str) -> Case:
     """A learned bias per head and offset."""
-    config = t.BeitConfig(**_VIT, use_relative_position_bias=True, attn_implementation=attention)
-    return _vision(t.BeitModel(config))
+    config = t.BeitConfig(**VIT, use_relative_position_bias=True, attn_implementation=attention)
+    return vision_case(t.BeitModel(config))
 
 
 @define("vision", ("eager",))
 def swinv2(attention: str) -> Case:
     """Cosine scores with a scale per head, a bias from a small network, shifted windows."""
     config = t.Swinv2Config(image_size=32, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4)
-    return _vision(t.Swinv2Model(config), 4, peer="swin")
+    return vision_case(t.Swinv2Model(config), 4, peer="swin")
 
 
 @define("vision")
 def dinov3(attention: str) -> Case:
     """Rotary positions of two dimensions on the patches, none on class and registers."""
-    config = t.DINOv3ViTConfig(**_VIT, num_register_tokens=2, attn_implementation=attention)
-    return _vision(t.DINOv3ViTModel(config))
+    config = t.DINOv3ViTConfig(**VIT, num_register_tokens=2, attn_implementation=attention)
+    return vision_case(t.DINOv3ViTModel(config))
 
 
 @define("vision", ("eager",))
 def cvt(attention: str) -> Case:
     """Q, K and V by convolutions; the scale is that of the whole width."""
     config = t.CvtConfig(embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 2, 3])
-    return _vision(t.CvtModel(config), 6, 64)
+    return vision_case(t.CvtModel(config), 6, 64)
 
 
 @define("vision", ("eager",))
@@ -161,15 +214,15 @@ def pvt_v2(attention: str) -> Case:
         num_attention_heads=[1, 2, 4, 4],
         mlp_ratios=[2, 2, 2, 2],
     )
-    return _vision(t.PvtV2Model(config), 4, 64)
+    return vision_case(t.PvtV2Model(config), 4, 64)
 
 
 @define("vision")
 def clip(attention: str) -> Case:
     """Both towers."""
     config = t.CLIPConfig(
-        text_config={**_BERT, "max_position_embeddings": 32, "eos_token_id": 2},
-        vision_config=_VIT,
+        text_config={**BERT, "max_position_embeddings": 32, "eos_token_id": 2},
+        vision_config=VIT,
         projection_dim=32,
         attn_implementation=attention,
     )
@@ -215,7 +268,7 @@ def sam_mask_decoder(attention: str) -> Case:
 @define("vision")
 def qformer(attention: str) -> Case:
     """BLIP-2: learned queries attend each other and, in every other layer, the image."""
-    config = t.Blip2QFormerConfig(**_BERT, encoder_hidden_size=48, attn_implementation=attention)
+    config = t.Blip2QFormerConfig(**BERT, encoder_hidden_size=48, attn_implementation=attention)
 
     def function(m: Any, queries: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return m(query_embeds=queries, encoder_hidden_states=image, encoder_attention_mask=mask).last_hidden_state

@@ -9,6 +9,7 @@
 #include "core/backend.h"
 #include "core/numerics.h"
 #include "cpu/amx.h"
+#include "cpu/code_product.h"
 #include "cpu/int8_product.h"
 #include "cpu/pack.h"
 #include "cpu/softmax.h"
@@ -28,6 +29,7 @@ struct Call {
   bool amx = amx_usable();
   PrepareHeadFn prepare_head = cpu::prepare_head();
   PackTileFn pack_tile = cpu::pack_tile();
+  CopyPresentFn copy_present = cpu::copy_present();
   PackQueriesFn pack_queries = cpu::pack_queries();
   MaskIsZeroFn mask_is_zero = cpu::mask_is_zero();
   LoadMaskFn load_mask = cpu::load_mask();
@@ -36,6 +38,9 @@ struct Call {
   ScoreProductFn score_product = amx ? amx_scores : cpu::score_product();
   OutputProductFn output_product = amx ? amx_output : cpu::output_product();
   FloatOutputProductFn float_output_product = cpu::float_output_product();
+  CodeScoreProductFn code_score_product = cpu::code_score_product();
+  CodeOutputProductFn code_output_product = cpu::code_output_product();
+  OrderChannelsFn order_channels = cpu::order_channels();
   std::atomic<int64_t> next_head{0};
   std::atomic<int64_t> next_block{0};
 };
@@ -111,7 +116,7 @@ void BlockTask::start() {
   const int64_t padded_rows = round_up(rows, kRows);
   std::fill_n(block.row_max, padded_rows, -INFINITY);
   std::fill_n(block.row_sum, padded_rows, 0.f);
-  std::fill_n(block.output, padded_rows * layout.padded_channels(), 0.f);
+  std::fill_n(block.output, padded_rows * layout.output_width, 0.f);
 }
 
 void BlockTask::run() {
@@ -121,7 +126,11 @@ void BlockTask::run() {
     all.begin = std::min(all.begin, group.begin);
     all.end = std::max(all.end, group.end);
   }
-  for (int64_t i = all.begin / layout.tile_n; i * layout.tile_n < all.end; ++i) tile(i);
+  for (int64_t i = 0; i < layout.num_tiles; ++i) {
+    const int64_t first = i * layout.tile_n, last = first + layout.tile_n;
+    if (!layout.whole_heads) call.copy_present(p, t, batch, kv_head, first, std::min(last, p.seqlen_kv()));
+    if (first < all.end && last > all.begin) tile(i);
+  }
   finish();
 }
 
@@ -133,7 +142,7 @@ void BlockTask::tile(int64_t index) const {
     if (bias == Bias::kShared && !call.load_mask(p.mask, t.mask, mask_offset(0), first_key, layout.tile_n, block.bias))
       return;
   }
-  if (!layout.whole_heads) call.pack_tile(p, t, layout, batch, kv_head, head, index);
+  if (!layout.whole_heads && !layout.in_place) call.pack_tile(p, t, layout, batch, kv_head, head, index);
   for (int r = 0; r < rows; r += kRows) tile_rows(index, r, std::min(kRows, rows - r), bias);
 }
 
@@ -178,12 +187,17 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
   }
 
   const int64_t tile_key = layout.packed_start(index);
-  const int64_t width = layout.padded_channels();
   const int padded_rows = count == 1 ? 1 : static_cast<int>(round_up(count, 4));
   const int8_t* q_codes = block.q_codes + first * p.head_dim;
-  call.score_product({q_codes, block.q_sum + first, head.k_codes + tile_key * p.head_dim,
-                      reinterpret_cast<int32_t*>(block.scores), layout.tile_stride, static_cast<int>(p.head_dim),
-                      padded_rows, chunk_begin, chunk_end});
+  int32_t* scores = reinterpret_cast<int32_t*>(block.scores);
+  if (layout.in_place) {
+    const CodeTile k = {key_rows<int8_t>(p, t, batch, kv_head), first_key, num_keys};
+    call.code_score_product(
+        {q_codes, block.q_sum + first, k, scores, layout.tile_stride, count, chunk_begin, chunk_end});
+  } else {
+    call.score_product({q_codes, block.q_sum + first, head.k_codes + tile_key * p.head_dim, scores, layout.tile_stride,
+                        static_cast<int>(p.head_dim), padded_rows, chunk_begin, chunk_end});
+  }
   call.softmax({.scores = block.scores,
                 .p = block.p,
                 .stride = layout.tile_stride,
@@ -202,9 +216,14 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
                 .row_sum = block.row_sum + first,
                 .alpha = block.alpha,
                 .beta = block.beta});
-  float* output = block.output + first * width;
+  float* output = block.output + first * layout.output_width;
   const int groups = static_cast<int>(layout.channel_groups);
-  if (call.form == PForm::kHalf) {
+  const int64_t width = layout.padded_channels();
+  if (layout.in_place) {
+    const CodeTile v = {value_rows<int8_t>(p, t, batch, kv_head), first_key, num_keys};
+    call.code_output_product(
+        {block.p, layout.tile_stride, v, block.alpha, block.beta, output, count, chunk_begin, chunk_end});
+  } else if (call.form == PForm::kHalf) {
     call.float_output_product({block.scores, layout.tile_stride, head.v_float + tile_key * width, block.alpha, output,
                                groups, padded_rows, chunk_begin, chunk_end});
   } else {
@@ -219,6 +238,7 @@ void BlockTask::finish() const {
   const float sum_unit = call.form == PForm::kPaper ? kMaxCode : 1.f;
   const float code_unit = call.form == PForm::kTile ? std::log(kMaxPCode) : 0.f;
   float divisor[kBlockRows];
+  if (layout.in_place) call.order_channels(block.output, rows, p.head_dim_v);
   for (int r = 0; r < rows; ++r) {
     const float sum = block.row_sum[r];
     const bool empty = block.row_max[r] == -INFINITY;
@@ -279,6 +299,9 @@ void pack_head(Call& call, int64_t index) {
   const int64_t batch = index / p.kv_num_heads, kv_head = index % p.kv_num_heads;
   const PackedHead head = call.layout.head(call.tensors.workspace, index);
   call.prepare_head(p, call.tensors, call.layout, batch, kv_head, head);
+  // otherwise its one block of queries takes the tokens with it
+  if (call.layout.whole_heads || call.layout.blocks_per_head == 0)
+    call.copy_present(p, call.tensors, batch, kv_head, 0, p.seqlen_kv());
   for (int64_t i = 0; call.layout.whole_heads && i < call.layout.num_tiles; ++i)
     call.pack_tile(p, call.tensors, call.layout, batch, kv_head, head, i);
 }

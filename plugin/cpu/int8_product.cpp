@@ -2,8 +2,6 @@
 // Each inner block keeps kR rows x kV vectors of accumulators in registers.
 #include "cpu/int8_product.h"
 
-#include <cstring>
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/int8_product.cpp"
 // clang-format off: foreach_target.h comes first
@@ -19,22 +17,6 @@ using DUB = hn::Repartition<uint8_t, DI>;
 
 // 32 vector registers hold 4 x 4 accumulators, their operands and a broadcast; 16 registers hold 4 x 2.
 constexpr int kBlockVectors = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64 ? 4 : 2;
-
-HWY_INLINE VI broadcast4(const void* four_bytes) {
-  int32_t word;
-  memcpy(&word, four_bytes, sizeof word);
-  return hn::Set(DI(), word);
-}
-
-// sum += u . s, by fours.
-HWY_INLINE void add_products(hn::Vec<DUB> u, hn::Vec<DB> s, VI& sum) {
-#if HWY_TARGET <= HWY_AVX3_DL
-  // what SumOfMulQuadAccumulate is here; but around its intrinsic GCC 12 copies every sum at every turn of a loop
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(u.raw), "v"(s.raw));
-#else
-  sum = hn::SumOfMulQuadAccumulate(DI(), u, s, sum);
-#endif
-}
 
 // Scores of kR rows and kV vectors of keys. What the loops read of `a` is copied out of it: the compiler cannot know
 // that the stores leave it alone, and would load it again after each.

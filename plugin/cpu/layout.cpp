@@ -18,7 +18,7 @@ struct Carver {
 }  // namespace
 
 Layout::Layout(const AttentionProblem& p, int num_threads, Heads heads)
-    : half_pv(p.precision == Precision::kInt8QK), head_dim(p.head_dim) {
+    : half_pv(p.precision == Precision::kInt8QK), finite(p.dtype == DataType::kInt8), head_dim(p.head_dim) {
   tile_n = p.tile_n != 0 ? p.tile_n : kDefaultTileN;
   tile_stride = round_up(tile_n, kChunk);
   num_tiles = (p.seqlen_kv() + tile_n - 1) / tile_n;
@@ -28,6 +28,8 @@ Layout::Layout(const AttentionProblem& p, int num_threads, Heads heads)
   const int64_t rows = p.num_heads / p.kv_num_heads * p.seqlen_q;
   blocks_per_head = (rows + kBlockRows - 1) / kBlockRows;
   whole_heads = heads == Heads::kWhole || blocks_per_head > 1;
+  in_place = !whole_heads && rows <= kRows && finite && !half_pv;
+  output_width = in_place ? round_up(p.head_dim_v, kChannelStep) : padded_channels();
   const int64_t tasks = std::max(num_kv_heads * blocks_per_head, num_kv_heads);
   num_workers = static_cast<int>(std::clamp<int64_t>(num_threads, 1, std::max<int64_t>(tasks, 1)));
 
@@ -44,14 +46,14 @@ Layout::Layout(const AttentionProblem& p, int num_threads, Heads heads)
 template <typename Visit>
 void Layout::visit_head(PackedHead& head, Visit visit) const {
   const int64_t packed_keys = whole_heads ? padded_keys : tile_stride;
-  visit(head.k_codes, packed_keys * head_dim);
-  visit(head.v_codes, half_pv ? 0 : packed_keys * padded_channels());
+  visit(head.k_codes, in_place ? 0 : packed_keys * head_dim);
+  visit(head.v_codes, in_place || half_pv ? 0 : packed_keys * padded_channels());
   visit(head.v_float, half_pv ? packed_keys * padded_channels() : 0);
   visit(head.k_scale, packed_keys);
   visit(head.v_scale, padded_channels());
   visit(head.v_inverse, padded_channels());
   visit(head.k_mean, kMaxHeadDim);
-  visit(head.bad, padded_keys);
+  visit(head.bad, finite ? 0 : padded_keys);
   visit(head.any_bad, 1);
 }
 
@@ -68,7 +70,7 @@ void Layout::visit_block(Block& block, Visit visit) const {
   visit(block.key_begin, kBlockRows);
   visit(block.key_end, kBlockRows);
   visit(block.bad_row, kBlockRows);
-  visit(block.output, kBlockRows * padded_channels());
+  visit(block.output, kBlockRows * output_width);
   visit(block.scores, kRows * tile_stride);
   visit(block.p, kRows * tile_stride);
   visit(block.bias, kRows * tile_stride);

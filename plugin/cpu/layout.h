@@ -2,7 +2,8 @@
 //
 // Per KV head, written by pack.cpp and read by every query block; a tile occupies tile_stride keys of each. Where there
 // is one block of queries (decoding) nothing would be read twice: the head then has room for one tile, which is packed
-// when its turn comes and never leaves the cache.
+// when its turn comes and never leaves the cache. Codes that so few queries read are not packed at all
+// (code_product.h).
 //   k_codes u8  [num_tiles][tile_stride / 16][D/4][16 keys][4 channels]: code + 128, for instructions that take u8 x s8
 //   v_codes s8  [num_tiles][tile_stride / 64][channel_groups][16 quads][16 channels][4 keys]: the 16 quads of keys of
 //               each 64 stand in the order in which softmax.cpp leaves P's bytes
@@ -20,10 +21,11 @@
 
 namespace intfa::cpu {
 
-constexpr int kGroup = 16;      // keys (K) or channels (V) that lie side by side in a packed buffer
-constexpr int kChunk = 64;      // keys whose P codes are made and multiplied together
-constexpr int kRows = 16;       // query rows that one call of a kernel handles
-constexpr int kBlockRows = 64;  // query rows of a task; they share each K/V tile while it is in the cache
+constexpr int kGroup = 16;        // keys (K) or channels (V) that lie side by side in a packed buffer
+constexpr int kChunk = 64;        // keys whose P codes are made and multiplied together
+constexpr int kRows = 16;         // query rows that one call of a kernel handles
+constexpr int kBlockRows = 64;    // query rows of a task; they share each K/V tile while it is in the cache
+constexpr int kChannelStep = 64;  // channels of a row of codes that are multiplied together where they lie
 constexpr int kMaxHeadDim = 256;
 constexpr int kDefaultTileN = 128;
 constexpr int kMaxTileN = 4096;
@@ -45,7 +47,7 @@ struct PackedHead {
   float* v_scale = nullptr;
   float* v_inverse = nullptr;  // what V's codes are made with; not set for static scales
   float* k_mean = nullptr;     // zeros without smoothing
-  uint8_t* bad = nullptr;
+  uint8_t* bad = nullptr;      // null for INT8
   int32_t* any_bad = nullptr;  // kBadK | kBadV
 };
 
@@ -62,7 +64,7 @@ struct Block {
   int32_t* key_begin = nullptr;  // [kBlockRows] attended keys of each row
   int32_t* key_end = nullptr;
   uint8_t* bad_row = nullptr;  // [kBlockRows] non-finite query
-  float* output = nullptr;     // [kBlockRows][channel_groups * 16]
+  float* output = nullptr;     // [kBlockRows][output_width]
   float* scores = nullptr;     // [kRows][tile_stride] int32 scores, then float32 scores, then float P (kInt8QK)
   uint8_t* p = nullptr;        // [kRows][tile_stride]
   float* bias = nullptr;       // [kRows][tile_stride] mask, log2
@@ -74,6 +76,8 @@ struct Layout {
 
   int64_t tile_n, tile_stride, num_tiles, padded_keys, channel_groups, blocks_per_head;
   bool whole_heads;
+  bool in_place;         // the products take the caller's codes
+  int64_t output_width;  // channels of a row of Block::output
   int64_t num_kv_heads;  // B * Hkv
   int num_workers;
   size_t head_bytes = 0, block_bytes = 0;
@@ -93,6 +97,7 @@ struct Layout {
   template <typename Visit>
   void visit_block(Block& block, Visit visit) const;
   bool half_pv;
+  bool finite;  // INT8: nothing to note in PackedHead::bad
   int64_t head_dim;
 };
 

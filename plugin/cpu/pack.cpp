@@ -14,25 +14,10 @@
 // clang-format on
 #include "core/numerics.h"
 #include "cpu/softmax.h"
+#include "cpu/tokens.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
-
-// Rows of K or V of one head: past tokens first, then new ones.
-template <typename T>
-struct TokenRows {
-  const T* past;
-  const T* fresh;
-  int64_t seqlen_past, token_stride, channels;
-
-  const T* operator()(int64_t j) const {
-    return j < seqlen_past ? past + j * channels : fresh + (j - seqlen_past) * token_stride;
-  }
-};
-
-// What stands for a token past the last one.
-template <typename T>
-alignas(kAlignment) constexpr T kZeros[kMaxHeadDim] = {};
 
 // Asks for the rows of `count` tokens from j on, of `valid` ones: a tile that is packed only when its turn comes lies
 // in pages of its own, to which the processor's prefetcher does not run ahead.
@@ -46,21 +31,23 @@ HWY_INLINE void prefetch_rows(const TokenRows<T>& rows, int64_t j, int64_t count
     for (int64_t i = 0; i < channels; i += kLine) __builtin_prefetch(row + i, 0, 2);
 }
 
+// Tokens [first, last) into the cache that comes out.
 template <typename T>
-TokenRows<T> token_rows(const void* past, const void* fresh, const AttentionProblem& p, const TensorStrides& strides,
-                        int64_t channels, int64_t batch, int64_t kv_head) {
-  const T* past_rows = static_cast<const T*>(past);
-  const T* fresh_rows = static_cast<const T*>(fresh);
-  if (past_rows != nullptr) past_rows += (batch * p.kv_num_heads + kv_head) * p.seqlen_past * channels;
-  if (fresh_rows != nullptr) fresh_rows += batch * strides.batch + kv_head * strides.head;
-  return {past_rows, fresh_rows, p.seqlen_past, strides.token, channels};
-}
-
-template <typename T>
-void copy_present(const TokenRows<T>& rows, const AttentionProblem& p, int64_t batch, int64_t kv_head, void* present) {
+void copy_tokens(const TokenRows<T>& rows, const AttentionProblem& p, int64_t batch, int64_t kv_head, int64_t first,
+                 int64_t last, void* present) {
   if (present == nullptr) return;
   T* out = static_cast<T*>(present) + (batch * p.kv_num_heads + kv_head) * p.seqlen_kv() * rows.channels;
-  for (int64_t j = 0; j < p.seqlen_kv(); ++j) memcpy(out + j * rows.channels, rows(j), rows.channels * sizeof(T));
+  const auto copy = [&](int64_t j, int64_t count) {
+    memcpy(out + j * rows.channels, rows(j), count * rows.channels * sizeof(T));
+  };
+  const int64_t past = HWY_MIN(last, rows.seqlen_past);
+  if (first < past) copy(first, past - first);
+  first = HWY_MAX(first, past);
+  if (rows.token_stride == rows.channels) {
+    if (first < last) copy(first, last - first);
+  } else {
+    for (int64_t j = first; j < last; ++j) copy(j, 1);
+  }
 }
 
 // Calls visit(first channel, number of vectors as a constant) for all channels, four vectors at a time where there are
@@ -197,17 +184,20 @@ bool smooths_keys(const AttentionProblem& p) {
 template <typename T>
 void prepare_keys(const AttentionProblem& p, const AttentionTensors& t, int64_t batch, int64_t kv_head,
                   const PackedHead& head, int64_t valid) {
-  const TokenRows<T> k = token_rows<T>(t.past_key, t.k, p, p.k_strides, p.head_dim, batch, kv_head);
-  copy_present(k, p, batch, kv_head, t.present_key);
+  const TokenRows<T> k = key_rows<T>(p, t, batch, kv_head);
   memset(head.k_mean, 0, kMaxHeadDim * sizeof(float));
   if (smooths_keys(p) && valid > 0 && !mean_of_keys(k, valid, head.k_mean)) mean_of_finite_keys(k, valid, head.k_mean);
+}
+
+float given_k_scale(const AttentionProblem& p, const AttentionTensors& t, int64_t kv_head) {
+  return t.k_scale[p.k_scale == ScaleGranularity::kPerTensor ? 0 : kv_head];
 }
 
 // Keys [first, first + keys) as tile `tile`.
 template <typename T>
 void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
                int64_t kv_head, const PackedHead& head, int64_t first, int64_t keys, int64_t packed) {
-  const TokenRows<T> k = token_rows<T>(t.past_key, t.k, p, p.k_strides, p.head_dim, batch, kv_head);
+  const TokenRows<T> k = key_rows<T>(p, t, batch, kv_head);
   const bool is_static = p.k_scale != ScaleGranularity::kNone;
   const bool grouped = p.k_granularity == KGranularity::kGroup && !is_static;
   const bool smooth = smooths_keys(p);
@@ -226,7 +216,7 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
     load(j, HWY_MIN(int64_t{kGroup}, keys - j));
     for (int r = 0; r < kGroup; ++r) group_amax[r % 8 / 2] = HWY_MAX(group_amax[r % 8 / 2], rows.amax[r]);
   }
-  const float given = is_static ? t.k_scale[p.k_scale == ScaleGranularity::kPerTensor ? 0 : kv_head] : 0.f;
+  const float given = is_static ? given_k_scale(p, t, kv_head) : 0.f;
   HWY_ALIGN int8_t codes[kGroup * kMaxHeadDim];
   const int8_t* code_rows[kGroup];
   for (int r = 0; r < kGroup; ++r) code_rows[r] = codes + r * kMaxHeadDim;
@@ -421,7 +411,7 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
                  int64_t kv_head, const PackedHead& head, int64_t first, int64_t keys, int64_t packed) {
   const DF d;
   constexpr bool kIsCode = std::is_same_v<T, int8_t>;
-  const TokenRows<T> v = token_rows<T>(t.past_value, t.v, p, p.v_strides, p.head_dim_v, batch, kv_head);
+  const TokenRows<T> v = value_rows<T>(p, t, batch, kv_head);
   const int64_t n = layout.padded_channels();
   const bool half = p.precision == Precision::kInt8QK;
   const ValueRows<kClear, T> rows{
@@ -459,8 +449,7 @@ template <typename T>
 void prepare_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
                     int64_t kv_head, const PackedHead& head, int64_t valid) {
   constexpr bool kIsCode = std::is_same_v<T, int8_t>;
-  const TokenRows<T> v = token_rows<T>(t.past_value, t.v, p, p.v_strides, p.head_dim_v, batch, kv_head);
-  copy_present(v, p, batch, kv_head, t.present_value);
+  const TokenRows<T> v = value_rows<T>(p, t, batch, kv_head);
   HWY_ALIGN float amax[kMaxHeadDim];
   if constexpr (!kIsCode) {
     const float limit = value_limit(p);
@@ -494,11 +483,20 @@ HWY_INLINE void with_type(DataType dtype, Function function) {
 void prepare_one_head(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
                       int64_t kv_head, const PackedHead& head) {
   const int64_t valid = valid_keys(p, t.nonpad_kv_seqlen, batch);
-  memset(head.bad, 0, layout.padded_keys);
   *head.any_bad = 0;
   with_type(p.dtype, [&]<typename T>(T*) {
+    if constexpr (!std::is_same_v<T, int8_t>) memset(head.bad, 0, layout.padded_keys);
     prepare_keys<T>(p, t, batch, kv_head, head, valid);
     prepare_values<T>(p, t, layout, batch, kv_head, head, valid);
+  });
+  if (layout.in_place) std::fill_n(head.k_scale, layout.tile_stride, round_up_22_bits(given_k_scale(p, t, kv_head)));
+}
+
+void copy_to_present(const AttentionProblem& p, const AttentionTensors& t, int64_t batch, int64_t kv_head,
+                     int64_t first, int64_t last) {
+  with_type(p.dtype, [&]<typename T>(T*) {
+    copy_tokens(key_rows<T>(p, t, batch, kv_head), p, batch, kv_head, first, last, t.present_key);
+    copy_tokens(value_rows<T>(p, t, batch, kv_head), p, batch, kv_head, first, last, t.present_value);
   });
 }
 
@@ -525,9 +523,11 @@ namespace intfa::cpu {
 
 HWY_EXPORT(prepare_one_head);
 HWY_EXPORT(pack_one_tile);
+HWY_EXPORT(copy_to_present);
 
 PrepareHeadFn prepare_head() { return HWY_DYNAMIC_POINTER(prepare_one_head); }
 PackTileFn pack_tile() { return HWY_DYNAMIC_POINTER(pack_one_tile); }
+CopyPresentFn copy_present() { return HWY_DYNAMIC_POINTER(copy_to_present); }
 
 }  // namespace intfa::cpu
 #endif

@@ -6,7 +6,7 @@
 namespace intfa::cpu {
 
 // Takes the statistics of KV head `kv_head` of batch entry `batch`: k_mean, v_scale, v_inverse, and which values of V
-// are not finite. Also writes its part of the present caches.
+// are not finite.
 using PrepareHeadFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const Layout& layout,
                                int64_t batch, int64_t kv_head, const PackedHead& head);
 PrepareHeadFn prepare_head();
@@ -15,6 +15,11 @@ PrepareHeadFn prepare_head();
 using PackTileFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, const Layout& layout,
                             int64_t batch, int64_t kv_head, const PackedHead& head, int64_t tile);
 PackTileFn pack_tile();
+
+// Writes tokens [first, last) of a head into the present caches, if they are asked for.
+using CopyPresentFn = void (*)(const AttentionProblem& problem, const AttentionTensors& tensors, int64_t batch,
+                               int64_t kv_head, int64_t first, int64_t last);
+CopyPresentFn copy_present();
 
 // Which query of which head a row of a block is.
 struct RowPosition {

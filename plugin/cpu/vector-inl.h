@@ -1,5 +1,6 @@
 // Vector helpers shared by the CPU units; compiled once per instruction set (Highway's foreach_target).
 #include <cstdint>
+#include <cstring>
 
 #if defined(INTFA_CPU_VECTOR_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef INTFA_CPU_VECTOR_INL_H_
@@ -47,31 +48,46 @@ HWY_INLINE VF exp2_nonpositive(VF x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, y), exponent));
 }
 
-// out[r] = op over the lanes of row r, for 16 rows at rows + 16 r: with each op two vectors become one.
-template <class D, class Op>
-HWY_INLINE void reduce_rows(D d, const hn::TFromD<D>* HWY_RESTRICT rows, hn::TFromD<D>* HWY_RESTRICT out, Op op) {
-  using V = hn::Vec<D>;
+// In every block of 128 bits: op over neighbouring lanes of D, those of x and y in turn.
+template <class D, class V = hn::Vec<D>, class Op>
+HWY_INLINE V reduce_pairs(D d, V x, V y, Op op) {
+  return op(hn::InterleaveLower(d, x, y), hn::InterleaveUpper(d, x, y));
+}
+
+// In every block of 128 bits, of what reduce_pairs() made of vectors 0 and 1, and 2 and 3: op over all lanes of each.
+template <class D, class V = hn::Vec<D>, class Op>
+HWY_INLINE V reduce_fours(D d, V x01, V x23, Op op) {
   const hn::Repartition<uint64_t, D> d64;
-  // rows r to r + 3 in the four lanes of every 128-bit block
-  const auto four = [&](int r) HWY_ATTR {
-    const auto two = [&](int i) HWY_ATTR {
-      const V x = hn::Load(d, rows + (r + i) * 16), y = hn::Load(d, rows + (r + i + 1) * 16);
-      return hn::BitCast(d64, op(hn::InterleaveLower(d, x, y), hn::InterleaveUpper(d, x, y)));
-    };
-    const auto x = two(0), y = two(2);
-    return op(hn::BitCast(d, hn::InterleaveLower(d64, x, y)), hn::BitCast(d, hn::InterleaveUpper(d64, x, y)));
-  };
+  const auto x = hn::BitCast(d64, x01), y = hn::BitCast(d64, x23);
+  return op(hn::BitCast(d, hn::InterleaveLower(d64, x, y)), hn::BitCast(d, hn::InterleaveUpper(d64, x, y)));
+}
+
+// Block b of the result: op over the blocks of fours[b].
+template <class D, class V = hn::Vec<D>, class Op>
+HWY_INLINE V reduce_blocks(D d, const V* fours, Op op) {
   [[maybe_unused]] const auto halves = [&](V x, V y) HWY_ATTR {
     return op(hn::ConcatLowerLower(d, y, x), hn::ConcatUpperUpper(d, y, x));
   };
   if constexpr (kLanes == 4) {
-    for (int r = 0; r < 16; r += 4) hn::Store(four(r), d, out + r);
+    return fours[0];
   } else if constexpr (kLanes == 8) {
-    for (int r = 0; r < 16; r += 8) hn::Store(halves(four(r), four(r + 4)), d, out + r);
+    return halves(fours[0], fours[1]);
   } else {
-    const V x = halves(four(0), four(8)), y = halves(four(4), four(12));  // blocks: rows 0, 0, 8, 8 and 4, 4, 12, 12
-    hn::Store(op(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(y), x), hn::OddEvenBlocks(y, hn::SwapAdjacentBlocks(x))), d,
-              out);
+    const V x = halves(fours[0], fours[2]), y = halves(fours[1], fours[3]);  // blocks: fours 0, 0, 2, 2 and 1, 1, 3, 3
+    return op(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(y), x), hn::OddEvenBlocks(y, hn::SwapAdjacentBlocks(x)));
+  }
+}
+
+// out[r] = op over the lanes of row r, for 16 rows at rows + 16 r: with each op two vectors become one.
+template <class D, class Op>
+HWY_INLINE void reduce_rows(D d, const hn::TFromD<D>* HWY_RESTRICT rows, hn::TFromD<D>* HWY_RESTRICT out, Op op) {
+  for (int r = 0; r < 16; r += kLanes) {
+    hn::Vec<D> fours[kLanes / 4];
+    for (int i = 0; i < kLanes / 4; ++i) {
+      const auto row = [&](int n) HWY_ATTR { return hn::Load(d, rows + (r + 4 * i + n) * 16); };
+      fours[i] = reduce_fours(d, reduce_pairs(d, row(0), row(1), op), reduce_pairs(d, row(2), row(3), op), op);
+    }
+    hn::Store(reduce_blocks(d, fours, op), d, out + r);
   }
 }
 
@@ -87,6 +103,23 @@ HWY_INLINE VI nearest(VF x) {
 }
 
 using DB = hn::Repartition<int8_t, DI>;
+
+// Four bytes in every lane.
+HWY_INLINE VI broadcast4(const void* four_bytes) {
+  int32_t word;
+  memcpy(&word, four_bytes, sizeof word);
+  return hn::Set(DI(), word);
+}
+
+// sum += u . s, by fours.
+HWY_INLINE void add_products(hn::Vec<hn::Repartition<uint8_t, DI>> u, hn::Vec<DB> s, VI& sum) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  // what SumOfMulQuadAccumulate is here; but around its intrinsic GCC 12 copies every sum at every turn of a loop
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(u.raw), "v"(s.raw));
+#else
+  sum = hn::SumOfMulQuadAccumulate(DI(), u, s, sum);
+#endif
+}
 
 // The codes of four vectors as bytes, in order. Demoting leaves word w in block w % kBlocks of vector w / kBlocks.
 HWY_INLINE hn::Vec<DB> demote_in_order(VI a, VI b, VI c, VI e) {

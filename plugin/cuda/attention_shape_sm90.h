@@ -61,7 +61,7 @@ struct PersistentShape : WgmmaLayout<kDim, /*kScored=*/false, 3, 3> {
   static_assert(32 * Layout::kWarps * kRegisters + 128 * kLoadingRegisters <= 65536);
 
   INTFA_DEVICE static int row_tiles(const AttentionParams& params) {
-    return (params.seqlen_q + Layout::kTileM - 1) / Layout::kTileM;
+    return (params.rows.count + Layout::kTileM - 1) / Layout::kTileM;
   }
 };
 

@@ -3,9 +3,9 @@
 //   Y[b, h, i, :] = softmax_j(score(i, j)) . V[b, h / (Hq/Hkv), j, :]
 //   score(i, j)   = softcap(softmax_scale * q_scale[i] * k_scale[j] * (Qi[i] . Ki[j])) + mask(i, j)
 //
-// CTA: kNumWarps warps, each with 16 or 32 queries of its own (attention_shape.h); tiles of kTileN keys pass through
-// kNumStages stages of shared memory by cp.async. A warp quantizes its queries, one scale per row, and keeps S, P and O
-// of them in registers: only K, V^T and k_scale are shared. S's accumulators become P's operands in place
+// CTA: kNumWarps warps, each with 16 or 32 rows of its own, a query of a head each (row_map.cuh); tiles of kTileN keys
+// pass through kNumStages stages of shared memory by cp.async. A warp quantizes its rows, one scale for each, and keeps
+// S, P and O of them in registers: only K, V^T and k_scale are shared. S's accumulators become P's operands in place
 // (fragment.cuh); the softmax is online_softmax.cuh.
 //
 // Tensors (types and shapes: traits.cuh): Q as given, through its strides; K, V^T and scales as the prologue packed
@@ -51,11 +51,12 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   const Limits limits(params, work.batch);
 
   // Tiles [first, last) of this split have keys for some row, [plain_begin, plain_end) only such that all rows attend.
-  const int last_row = min(work.cta_row + kTileM, params.seqlen_q) - 1;
-  const int first_tile = max(limits.begin(work.cta_row) / kTileN, work.split * params.tiles_per_split);
+  const int first_query = params.rows.query(work.cta_row);
+  const int last_query = params.rows.query(min(work.cta_row + kTileM, params.rows.count) - 1);
+  const int first_tile = max(limits.begin(first_query) / kTileN, work.split * params.tiles_per_split);
   const int last_tile =
-      max(first_tile, min((limits.end(last_row) + kTileN - 1) / kTileN, (work.split + 1) * params.tiles_per_split));
-  const int plain_begin = (limits.begin(last_row) + kTileN - 1) / kTileN;
+      max(first_tile, min((limits.end(last_query) + kTileN - 1) / kTileN, (work.split + 1) * params.tiles_per_split));
+  const int plain_begin = (limits.begin(last_query) + kTileN - 1) / kTileN;
 
   // K and V tiles on their way: `source` is the next one to fetch.
   const char* source = params.packed.tiles + 16 * threadIdx.x +
@@ -172,9 +173,9 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     scale_scores<true>(s, k_scales);
     auto row_limits = [&](int m, int h) -> LaneLimits {
       if constexpr (!kMasked) return {};
-      const int row = Work::of<Shape>(params).warp_row + 16 * m + 8 * h + lane / 4;
+      const int query = params.rows.query(Work::of<Shape>(params).warp_row + 16 * m + 8 * h + lane / 4);
       const Limits kept(params, smem + Shape::kConstantsOffset + 16);  // the same in all warps; after a barrier
-      return {kept.begin(row) - lane_key, kept.end(row) - lane_key};
+      return {kept.begin(query) - lane_key, kept.end(query) - lane_key};
     };
     auto scoring = [&](int m, int h) {
       if constexpr (kScored) {
@@ -226,7 +227,8 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     if (tile >= last_tile) break;
     if constexpr (!kScored) {
       const Work again = Work::of<Shape>(params);  // not kept: see Work
-      const int plain_end = min(last_tile, Limits(params, again.batch).end(again.cta_row) / kTileN);
+      const int query = params.rows.query(again.cta_row);
+      const int plain_end = min(last_tile, Limits(params, again.batch).end(query) / kTileN);
 #pragma unroll 1
       for (; tile < plain_end; ++tile) step(std::false_type{}, tile);
     }

@@ -6,8 +6,8 @@
 // back: the first tiles of an item arrive while the one before it is being finished. setmaxnreg moves the registers
 // that this warpgroup does not need to the others.
 //
-// An item is 192 queries of a head. Items are sorted by length, the longest (the last queries, under causal) first, and
-// dealt out back and forth: 0 1 2 2 1 0 0 1 2, so that who had the longer one gets the shorter one next.
+// An item is 192 rows (RowMap) of a head. Items are sorted by length, the longest (the last queries, under causal)
+// first, and dealt out back and forth: 0 1 2 2 1 0 0 1 2, so that who had the longer one gets the shorter one next.
 //
 // Hazards, besides those of wgmma_rows.cuh:
 //  - both roles must count the same tiles: each walks the same items, and the tiles that some query of the item
@@ -31,7 +31,7 @@ INTFA_DEVICE int item_of(int turn) {
 
 template <typename Shape>
 INTFA_DEVICE int num_items(const AttentionParams& params) {
-  return Shape::row_tiles(params) * params.num_heads * params.batch;
+  return Shape::row_tiles(params) * params.rows.groups * params.batch;
 }
 
 // By one thread.
@@ -74,7 +74,7 @@ INTFA_DEVICE void attend_items(const AttentionParams& params, uint32_t smem) {
     const Tiles all = Tiles::of<Shape>(params, work, limits, work.cta_row, Shape::kTileM);
     const int first_row = work.cta_row + 64 * warpgroup, first_tile = all.first - visits;
     Tiles own = {all.last, all.last, all.last};
-    if (first_row < params.seqlen_q) own = Tiles::of<Shape>(params, work, limits, first_row, 64);
+    if (first_row < params.rows.count) own = Tiles::of<Shape>(params, work, limits, first_row, 64);
     own.first = min(own.first, all.last);
     own.last = max(own.first, own.last);
     if (rows.lane == 0) {

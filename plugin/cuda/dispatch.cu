@@ -24,6 +24,13 @@ constexpr int64_t kMinTilesPerSplit = 4;
 
 const KernelSet* const kKernelSets[] = {&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256};
 
+// The rows of a problem in tiles; see RowMap.
+struct RowTiles {
+  int heads, groups;
+  int64_t tiles;   // of a group
+  int64_t blocks;  // of all groups and batch entries
+};
+
 // Byte offsets of the workspace's parts, each a multiple of 256.
 struct Workspace {
   size_t tiles, v_scale, k_mean, tile_flags, partial_sum, partial_count, partial_amax, split_y, split_lse, bytes;
@@ -32,6 +39,7 @@ struct Workspace {
 struct Plan {
   const KernelSet* kernels;
   const AttentionKernel* attention;
+  RowTiles rows;
   int64_t num_tiles;
   int num_chunks, chunk_tokens;
   int num_splits, tiles_per_split;
@@ -48,11 +56,23 @@ Arithmetic arithmetic_of(const AttentionProblem& problem) {
 
 bool is_scored(const AttentionProblem& problem) { return problem.softcap > 0.f || problem.mask.present; }
 
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// Query heads that share a K/V head are packed where their rows fill fewer tiles together than each one's alone: with
+// fewer queries than a tile has, or where the last tile is far from full.
+RowTiles row_tiles_of(const AttentionProblem& problem, int64_t tile_m) {
+  const int64_t heads = problem.num_heads / problem.kv_num_heads;
+  const int64_t apart = divide_up(problem.seqlen_q, tile_m), together = divide_up(problem.seqlen_q * heads, tile_m);
+  const bool fewer = together < heads * apart && RowMap::divides(together * tile_m, heads);
+  const int64_t packed = fewer ? heads : 1;
+  const int64_t groups = problem.num_heads / packed, tiles = packed == 1 ? apart : together;
+  return {static_cast<int>(packed), static_cast<int>(groups), tiles, tiles * groups * problem.batch};
+}
+
 // Rounds of row tiles over the SMs of an H100 or H200: a rule of the problem alone, as for the splits.
 int64_t rounds(const AttentionProblem& problem, int64_t tile_m) {
   constexpr int64_t kSms = 132;
-  const int64_t row_tiles = (problem.seqlen_q + tile_m - 1) / tile_m * problem.num_heads * problem.batch;
-  return (row_tiles + kSms - 1) / kSms;
+  return divide_up(row_tiles_of(problem, tile_m).blocks, kSms);
 }
 
 // Whether CTAs of three warpgroups are predicted to be faster than three times as many of one: they are as fast per
@@ -150,8 +170,8 @@ Status make_plan(const AttentionProblem& problem, Plan* plan) {
   plan->chunk_tokens = static_cast<int>(tiles_per_chunk * kTileN);
   plan->num_chunks = static_cast<int>((plan->num_tiles + tiles_per_chunk - 1) / tiles_per_chunk);
 
-  const int64_t row_tiles = (problem.seqlen_q + plan->attention->tile_m - 1) / plan->attention->tile_m;
-  const int64_t ctas = std::max<int64_t>(1, row_tiles * problem.num_heads * problem.batch);
+  plan->rows = row_tiles_of(problem, plan->attention->tile_m);
+  const int64_t ctas = std::max<int64_t>(1, plan->rows.blocks);
   const int64_t wanted = is_splittable(*plan) ? std::min(kTargetCtas / ctas, tiles / kMinTilesPerSplit) : 1;
   plan->tiles_per_split = static_cast<int>((tiles + std::max<int64_t>(1, wanted) - 1) / std::max<int64_t>(1, wanted));
   plan->num_splits = static_cast<int>((tiles + plan->tiles_per_split - 1) / plan->tiles_per_split);
@@ -239,6 +259,7 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.num_tiles = static_cast<int>(plan.num_tiles);
   p.head_dim = static_cast<int>(problem.head_dim);
   p.head_dim_v = static_cast<int>(problem.head_dim_v);
+  p.rows = RowMap::of(plan.rows.heads, p.num_heads, p.seqlen_q);
   p.q = view_of(tensors.q, problem.q_strides, problem.dtype);
   p.q_dtype = problem.dtype;
   p.q_scale = problem.q_scale != ScaleGranularity::kNone ? tensors.q_scale : nullptr;
@@ -314,8 +335,9 @@ std::string describe(const AttentionProblem& problem) {
   return std::string("attention_") + (wgmma ? "wgmma" : kNames[static_cast<int>(attention.arithmetic)]) +
          (attention.scored ? "_scored" : "") + "_d" + std::to_string(plan.kernels->head_dim) + " tile " +
          std::to_string(attention.tile_m) + "x" + std::to_string(attention.tile_n) +
-         (attention.persistent ? ", one block per SM" : "") + (plan.k_statistics ? ", mean of K" : "") +
-         (plan.v_statistics ? ", amax of V" : "") +
+         (attention.persistent ? ", one block per SM" : "") +
+         (plan.rows.heads > 1 ? ", " + std::to_string(plan.rows.heads) + " heads packed" : "") +
+         (plan.k_statistics ? ", mean of K" : "") + (plan.v_statistics ? ", amax of V" : "") +
          (plan.num_splits > 1 ? ", keys split in " + std::to_string(plan.num_splits) : "") + ", workspace " +
          std::to_string(plan.workspace.bytes) + " bytes";
 }
@@ -360,9 +382,8 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, voi
   if (!status.ok() || problem.seqlen_q == 0) return status;
 
   const AttentionKernel& attention = *plan.attention;
-  const int64_t row_tiles = (problem.seqlen_q + attention.tile_m - 1) / attention.tile_m;
-  Grid grid = {row_tiles, problem.num_heads, problem.batch * plan.num_splits};
-  if (attention.persistent) grid = {std::min<int64_t>(row_tiles * grid.y * grid.z, multiprocessors())};
+  Grid grid = {plan.rows.tiles, plan.rows.groups, problem.batch * plan.num_splits};
+  if (attention.persistent) grid = {std::min<int64_t>(plan.rows.blocks, multiprocessors())};
   const AttentionParams params = attention_params(problem, tensors, plan);
   if (plan.num_splits == 1) {
     return launch(attention.kernel, grid, attention.threads, attention.smem_bytes, stream, params);

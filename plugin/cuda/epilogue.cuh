@@ -35,8 +35,9 @@ INTFA_DEVICE void store2(const AttentionParams& params, int64_t index, int c, fl
   }
 }
 
-INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, int query) {
-  return work.split * params.split_y + work.batch * params.y_batch + work.head * params.y_head + query * params.y_token;
+INTFA_DEVICE int64_t y_index(const AttentionParams& params, const Work& work, int row) {
+  return work.split * params.split_y + work.batch * params.y_batch +
+         (work.head + params.rows.head(row)) * params.y_head + params.rows.query(row) * params.y_token;
 }
 
 // Y = O / sum * v_scale, and lse of the true scores. A row without keys gives 0 and -inf.
@@ -51,7 +52,7 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, const Work& work, ui
   for (int m = 0; m < kStrips; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = 16 * m + 8 * h + g, query = work.warp_row + row;
+      const int row = 16 * m + 8 * h + g, group_row = work.warp_row + row;
       float sum = rows.sum[m][h];
       if constexpr (P::kPartialSum) {
         sum = ptx::add_rn(sum, ptx::shfl_xor(sum, 1));
@@ -61,8 +62,8 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, const Work& work, ui
       const float poison = ptx::mul_rn(unit, 0.f);  // NaN for a non-finite query
       const float inverse = (sum > 0.f ? ptx::div_rn(1.f, sum) : 0.f) + poison;
       const float unbias = P::kBiased ? ptx::mul_rn(-kBias, rows.bias_sum[m][h]) : 0.f;
-      if (query >= params.seqlen_q) continue;
-      const int64_t index = y_index(params, work, query);
+      if (group_row >= params.rows.count) continue;
+      const int64_t index = y_index(params, work, group_row);
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
         const int c = 8 * i + 2 * t;
@@ -75,7 +76,7 @@ INTFA_DEVICE void store_rows(const AttentionParams& params, const Work& work, ui
         const float log2_sum = ptx::add_rn(ptx::lg2(sum), -P::kLog2Max);
         const float lse = ptx::mul_rn(ptx::add_rn(top, log2_sum), kLn2);
         // With a softcap the shift is already in the scores.
-        float* out = lse_of(params, work, query);  // holds the shift: which with a softcap is in the scores already
+        float* out = lse_of(params, work, group_row);  // holds the shift: which with a softcap is in the scores already
         *out = (sum > 0.f ? params.softcap > 0.f ? lse : ptx::add_rn(lse, *out) : -INFINITY) + poison;
       }
     }
@@ -116,14 +117,13 @@ INTFA_DEVICE void poison_rows(const AttentionParams& params, const Work& work) {
     const bool k_poison = k_flags[key / kTileN] != 0 && non_finite_k(key);
     if (!k_poison && v_flags[key / kTileN] == 0) continue;
 #pragma unroll 1
-    for (int row = g; row < Shape::kWarpRows; row += 8) {
-      const int query = work.warp_row + row;
-      if (query >= params.seqlen_q || !attends<kScored>(params, limits, work, query, key)) continue;
-      if (k_poison && params.lse != nullptr && t == 0) *lse_of(params, work, query) = NAN;
+    for (int row = work.warp_row + g; row < work.warp_row + Shape::kWarpRows; row += 8) {
+      if (row >= params.rows.count || !attends<kScored>(params, limits, work, row, key)) continue;
+      if (k_poison && params.lse != nullptr && t == 0) *lse_of(params, work, row) = NAN;
 #pragma unroll 1
       for (int c = 2 * t; c < params.head_dim_v; c += 8) {
         const bool first = k_poison || non_finite_v(c, key), second = k_poison || non_finite_v(c + 1, key);
-        const int64_t index = y_index(params, work, query) + c;
+        const int64_t index = y_index(params, work, row) + c;
         auto poison = [&](int64_t at) {
           if (params.y_dtype == DataType::kFloat32) {
             static_cast<float*>(params.y)[at] = NAN;

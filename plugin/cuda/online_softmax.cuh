@@ -212,9 +212,11 @@ INTFA_DEVICE void softmax_tile(uint32_t (&p)[kStrips][kFragments][4], float (&we
         const bool move = weight[m][h] > (P::kRunningMax ? 0.f : kSlack);
         const float target = move ? tile_max[m][h] : rows.reference[m][h];
         const float a = ptx::ex2(ptx::mul_rn(ptx::add_rn(rows.reference[m][h], -target), unit(m, h)));
-        const float unbiased = ptx::mul_rn(ptx::mul_rn(-kBias, rows.bias_sum[m][h]), a);
+        // A row that stays is not rounded because another of the warp moves: what it computes is its own affair.
+        const float bias_sum = move || unbias ? rows.bias_sum[m][h] : 0.f;
+        const float unbiased = ptx::mul_rn(ptx::mul_rn(-kBias, bias_sum), a);
         rows.reference[m][h] = target;
-        rows.bias_sum[m][h] = 0.f;
+        if (move || unbias) rows.bias_sum[m][h] = 0.f;
         rows.sum[m][h] = ptx::mul_rn(rows.sum[m][h], a);
         if (move) weight[m][h] = 0.f;
 #pragma unroll

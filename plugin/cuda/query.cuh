@@ -8,8 +8,8 @@
 
 namespace intfa::cuda {
 
-// One warp quantizes its queries: their codes into `tile` (shared address of a Tile: SmemTile<kDim> or another order of
-// 16-byte chunks), their values into the rows' table. Queries beyond Sq get zero codes.
+// One warp quantizes its rows: their codes into `tile` (shared address of a Tile: SmemTile<kDim> or another order of
+// 16-byte chunks), their values into the rows' table. Rows beyond the last get zero codes.
 template <typename Tile, int kDim, int kWarpRows, bool kScored>
 INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& work, uint32_t tile,
                                    const RowTable& rows) {
@@ -18,18 +18,20 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& wo
   const bool is_codes = params.q_dtype == DataType::kInt8;
   const bool shifted = params.packed.k_mean != nullptr && (params.lse != nullptr || params.softcap > 0.f);
   const float* k_mean = params.packed.k_mean + (shifted ? static_cast<int64_t>(work.kv_head) * kDim : 0);  // [Dp]
-  const int64_t base = work.batch * params.q.batch + work.head * params.q.head;
 #pragma unroll 4
   for (int pass = 0; pass < kWarpRows / Layout::kRows; ++pass) {
-    const int row = pass * Layout::kRows + Layout::slot(lane);
-    const int rows_left = params.seqlen_q - (work.warp_row + row);
+    const int row = pass * Layout::kRows + Layout::slot(lane), group_row = work.warp_row + row;
+    const bool exists = group_row < params.rows.count;
+    const int head = work.head + params.rows.head(group_row);
+    const int64_t base =
+        work.batch * params.q.batch + head * params.q.head + params.rows.query(group_row) * params.q.token;
     float x[Layout::kParts][4];
     uint32_t amax_bits = 0;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
       const int channel = Layout::channel(lane, part);
-      load4(x[part], params.q.data, base + static_cast<int64_t>(work.warp_row + row) * params.q.token + channel, 1,
-            rows_left > 0 ? params.head_dim - channel : 0, params.q_dtype, params.q.vector4);
+      load4(x[part], params.q.data, base + channel, 1, exists ? params.head_dim - channel : 0, params.q_dtype,
+            params.q.vector4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) amax_bits = max_magnitude(amax_bits, x[part][i]);
     }
@@ -39,8 +41,7 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& wo
 
     const auto [automatic_scale, inverse] = quantizer(amax);
     float scale = automatic_scale;
-    if (params.q_scale != nullptr)
-      scale = params.q_scale[params.q_scale_kind == ScaleGranularity::kPerHead ? work.head : 0];
+    if (params.q_scale != nullptr) scale = params.q_scale[params.q_scale_kind == ScaleGranularity::kPerHead ? head : 0];
     float dot = 0.f;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
@@ -62,7 +63,7 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& wo
       const float shift = ptx::mul_rn(softmax_scale, dot);
       ptx::st_shared(rows.unit + 4 * row, finite ? fmaxf(ptx::mul_rn(softmax_scale, kLog2E), FLT_MIN) : NAN);
       if constexpr (kScored) ptx::st_shared(rows.shift + 4 * row, shift);
-      if (params.lse != nullptr && rows_left > 0) *lse_of(params, work, work.warp_row + row) = shift;
+      if (params.lse != nullptr && exists) *lse_of(params, work, group_row) = shift;
     }
   }
 }

@@ -40,13 +40,6 @@ struct Limits {
         window_left(params.window_left),
         window_right(params.window_right) {}
 
-  // The same with queries counted from this one.
-  INTFA_DEVICE Limits from(int query) const {
-    Limits shifted = *this;
-    shifted.offset += query;
-    return shifted;
-  }
-
   INTFA_DEVICE int begin(int query) const { return max(0, query + offset - window_left); }
   INTFA_DEVICE int end(int query) const { return max(0, min(valid, query + offset + window_right + 1)); }
 };
@@ -57,10 +50,12 @@ INTFA_DEVICE float mask_term(float value, DataType dtype) {
   return mask_log2(value);
 }
 
-// Index of the mask's element for key 0 of a query of this head.
-INTFA_DEVICE int64_t mask_row(const AttentionParams& params, const Work& work, int query) {
+// Index of the mask's element for key 0 and a row.
+INTFA_DEVICE int64_t mask_row(const AttentionParams& params, const Work& work, int row) {
   const MaskParams& mask = params.mask;
-  return work.batch * mask.batch + work.head * mask.head + min(query, params.seqlen_q - 1) * mask.query;
+  const RowMap& rows = params.rows;
+  row = min(row, rows.count - 1);
+  return work.batch * mask.batch + (work.head + rows.head(row)) * mask.head + rows.query(row) * mask.query;
 }
 
 // Where a lane keeps its mask terms of one row half (of 2 * kStrips) and group of 16 keys: shared bytes from the warp's
@@ -138,12 +133,13 @@ class RowScoring {
   uint32_t terms_;
 };
 
-// Whether the query attends the key: limits and mask together.
+// Whether the row attends the key: limits and mask together.
 template <bool kScored>
-INTFA_DEVICE bool attends(const AttentionParams& params, const Limits& limits, const Work& work, int query, int key) {
+INTFA_DEVICE bool attends(const AttentionParams& params, const Limits& limits, const Work& work, int row, int key) {
+  const int query = params.rows.query(row);
   if (key < limits.begin(query) || key >= limits.end(query)) return false;
   if (!kScored || params.mask.data == nullptr) return true;
-  const float m = load1(params.mask.data, mask_row(params, work, query) + key * params.mask.key, params.mask.dtype);
+  const float m = load1(params.mask.data, mask_row(params, work, row) + key * params.mask.key, params.mask.dtype);
   return mask_term(m, params.mask.dtype) != -INFINITY;
 }
 

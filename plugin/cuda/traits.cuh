@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/row_map.cuh"
 #include "intfa/attention.h"
 
 namespace intfa::cuda {
@@ -92,6 +93,7 @@ struct MaskParams {
 
 struct AttentionParams {
   int batch, num_heads, heads_per_kv, kv_num_heads, seqlen_q, seqlen_kv, num_tiles, head_dim, head_dim_v;
+  RowMap rows;
   View q;  // [B, Hq, Sq, D]
   DataType q_dtype;
   const float* q_scale;  // static, or null: one per token, made in the kernel

@@ -100,8 +100,8 @@ INTFA_DEVICE const char* packed_tile(const AttentionParams& params, const Work& 
          (static_cast<int64_t>(work.kv_head) * params.num_tiles + 2 * tile) * PackedTile<kDim, false>::kBytes;
 }
 
-// By the keys that the queries [row, row + count) attend: some do in the tiles [first, last), all in those of them from
-// plain_begin on, up to where the limits of the first query end.
+// By the keys that the rows [row, row + count) attend: some do in the tiles [first, last), all in those of them from
+// plain_begin on, up to where the limits of the first row end.
 struct Tiles {
   int first, last, plain_begin;
 
@@ -109,12 +109,13 @@ struct Tiles {
   INTFA_DEVICE static Tiles of(const AttentionParams& params, const Work& work, const Limits& limits, int row,
                                int count) {
     constexpr int kKeys = Shape::kKeys;
-    const int last_row = min(row + count, params.seqlen_q) - 1;
+    const int first_query = params.rows.query(row);
+    const int last_query = params.rows.query(min(row + count, params.rows.count) - 1);
     Tiles tiles;
-    tiles.first = max(limits.begin(row) / kKeys, work.split * params.tiles_per_split);
+    tiles.first = max(limits.begin(first_query) / kKeys, work.split * params.tiles_per_split);
     tiles.last =
-        max(tiles.first, min((limits.end(last_row) + kKeys - 1) / kKeys, (work.split + 1) * params.tiles_per_split));
-    tiles.plain_begin = (limits.begin(last_row) + kKeys - 1) / kKeys;
+        max(tiles.first, min((limits.end(last_query) + kKeys - 1) / kKeys, (work.split + 1) * params.tiles_per_split));
+    tiles.plain_begin = (limits.begin(last_query) + kKeys - 1) / kKeys;
     return tiles;
   }
 };
@@ -143,7 +144,10 @@ struct WgmmaRows {
   INTFA_DEVICE void quantize(const AttentionParams& params, const Work& work, const Limits& limits) {
     const int warp = threadIdx.x >> 5;
     const uint32_t q_warp = smem + Shape::kQOffset + warp * Shape::kWarpRows * kDim;
-    if (lane == 0) limits.from(work.warp_row - (warp & 3) * Shape::kWarpRows).store(notes());
+    if (lane == 0) {
+      limits.store(notes());
+      ptx::st_shared(notes() + 16, static_cast<uint32_t>(work.warp_row - (warp & 3) * Shape::kWarpRows));
+    }
     ptx::sync_warp();
     quantize_queries<Tile, kDim, Shape::kWarpRows, kScored>(params, work, q_warp, RowTable::of<Shape>(smem, warp));
     ptx::fence_async_proxy();
@@ -174,12 +178,12 @@ struct WgmmaRows {
   }
   // Eight words of the warp, for what the main loop has no registers to carry.
   INTFA_DEVICE uint32_t notes() const { return smem + Shape::kNotesOffset + 32 * (ptx::thread_index() >> 5); }
-  // The limits, counted from the warpgroup's first query.
   INTFA_DEVICE Limits limits(const AttentionParams& params) const { return {params, notes()}; }
   // See attend_all.
   INTFA_DEVICE int first_tile() const { return ptx::ld_shared_s32(notes() + 8); }
   INTFA_DEVICE int last_visit() const { return ptx::ld_shared_s32(notes() + 12); }
-  INTFA_DEVICE uint32_t own_notes() const { return notes() + 16; }  // the kernel's four
+  INTFA_DEVICE int first_row() const { return ptx::ld_shared_s32(notes() + 16); }  // of the warpgroup
+  INTFA_DEVICE uint32_t own_notes() const { return notes() + 20; }                 // the kernel's three
 
   // One tile: S, its scores, P, and O += P.V. k_used() and v_used() run when the warp has given K and V back.
   template <bool kMasked, typename KUsed, typename VUsed>
@@ -214,8 +218,9 @@ struct WgmmaRows {
     auto row_limits = [&](int, int h) -> LaneLimits {
       if constexpr (!kMasked) return {};
       const int row = (ptx::thread_index() >> 5 & 3) * Shape::kWarpRows + 8 * h + lane / 4;
+      const int query = params.rows.query(first_row() + row);
       const Limits kept = limits(params);
-      return {kept.begin(row) - lane_key, kept.end(row) - lane_key};
+      return {kept.begin(query) - lane_key, kept.end(query) - lane_key};
     };
     auto scoring = [&](int, int h) {
       if constexpr (kScored) {
@@ -280,7 +285,8 @@ struct WgmmaRows {
       for (; visit < masked_until; ++visit) step(std::true_type{});
       if (visit >= last_visit()) break;
       if constexpr (!kScored) {
-        const int plain_end = min(last_visit(), limits(params).end(0) / kKeys - this->first_tile());
+        const int query = params.rows.query(first_row());
+        const int plain_end = min(last_visit(), limits(params).end(query) / kKeys - this->first_tile());
 #pragma unroll 1
         for (; visit < plain_end; ++visit) step(std::false_type{});
       }

@@ -9,18 +9,19 @@ namespace intfa::cuda {
 
 // Read from the special registers each time, not kept: the main loop has no registers to carry it to the epilogue.
 struct Work {
-  int batch, head;
+  int batch;
+  int head;      // the group's first (RowMap)
   int split;     // of the keys
   int kv_head;   // batch * Hkv + the head's K/V head: index of the packed tensors
-  int cta_row;   // first query of the CTA
-  int warp_row;  // first query of the warp
+  int cta_row;   // first row of the CTA
+  int warp_row;  // first row of the warp
   int lane;
 
   template <typename Shape>
   INTFA_DEVICE static Work of(const AttentionParams& params) {
     Work work;
     const int thread = ptx::thread_index();
-    work.head = ptx::cta_y();
+    work.head = ptx::cta_y() * params.rows.heads;
     const int z = ptx::cta_z();
     work.batch = params.num_splits == 1 ? z : z / params.num_splits;
     work.split = params.num_splits == 1 ? 0 : z % params.num_splits;
@@ -32,15 +33,15 @@ struct Work {
     return work;
   }
 
-  // An item of the work list of a persistent kernel: as many as there are row tiles, heads and batch entries, in the
+  // An item of the work list of a persistent kernel: as many as there are row tiles, groups and batch entries, in the
   // same order, so that the longest come first.
   template <typename Shape>
   INTFA_DEVICE static Work of_item(const AttentionParams& params, int item) {
     Work work;
-    const int thread = ptx::thread_index(), row_tile = item / (params.num_heads * params.batch);
-    const int head = item - row_tile * params.num_heads * params.batch;
-    work.batch = head / params.num_heads;
-    work.head = head - work.batch * params.num_heads;
+    const int thread = ptx::thread_index(), row_tile = item / (params.rows.groups * params.batch);
+    const int group = item - row_tile * params.rows.groups * params.batch;
+    work.batch = group / params.rows.groups;
+    work.head = (group - work.batch * params.rows.groups) * params.rows.heads;
     work.split = 0;
     work.kv_head = work.batch * params.kv_num_heads + work.head / params.heads_per_kv;
     work.cta_row = (Shape::row_tiles(params) - 1 - row_tile) * Shape::kTileM;
@@ -50,9 +51,10 @@ struct Work {
   }
 };
 
-INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int query) {
+INTFA_DEVICE float* lse_of(const AttentionParams& params, const Work& work, int row) {
   return params.lse + work.split * params.split_lse +
-         (static_cast<int64_t>(work.batch) * params.num_heads + work.head) * params.seqlen_q + query;
+         (static_cast<int64_t>(work.batch) * params.num_heads + work.head + params.rows.head(row)) * params.seqlen_q +
+         params.rows.query(row);
 }
 
 // Values of a warp's rows in shared memory, by the row in the warp.

@@ -1,4 +1,4 @@
-// What the SASS gates need of the kernel table.
+// What the tests need of the kernel table, and of the rows of a tile.
 #include "cuda/kernels.h"
 #include "cuda/kernels_sm90.h"
 #include "simt.h"
@@ -30,6 +30,14 @@ SIMT_API bool wgmma_shape(int head_dim, int tile_m, bool scored, int* out) {
     return true;
   }
   return false;
+}
+
+// The query of a row and its head, with so many heads packed; false where the map does not hold for that many rows.
+SIMT_API bool row_map(int heads, int row, int* out) {
+  const auto map = intfa::cuda::RowMap::of(heads, heads, 1);
+  out[0] = map.query(row);
+  out[1] = map.head(row);
+  return intfa::cuda::RowMap::divides(int64_t{row} + 1, heads);
 }
 
 }  // extern "C"
