@@ -57,7 +57,7 @@ def test_tile_by_tile_equals_whole_heads(dtype: str, head_dim: int, precision: s
 IN_PLACE = replace(
     FEW, dtype="int8", static_scales="channel", batch=2, num_heads=4, kv_num_heads=2, seqlen_q=1, data="llm"
 )
-GROUP_ROWS = 16  # rows up to which a head's codes are read where they lie
+FEW_ROWS = 8  # rows up to which a head's codes are read where they lie
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ GROUP_ROWS = 16  # rows up to which a head's codes are read where they lie
     [
         replace(IN_PLACE, name="group"),
         replace(IN_PLACE, name="one row", num_heads=2),
-        replace(IN_PLACE, name="all rows", num_heads=8, seqlen_q=4),
+        replace(IN_PLACE, name="all rows", num_heads=8, seqlen_q=2),
         replace(IN_PLACE, name="odd rows and sizes", seqlen_q=3, head_dim=72, head_dim_v=40),
         replace(IN_PLACE, name="one vector and a half", head_dim=96, head_dim_v=96),
         replace(IN_PLACE, name="two vectors", head_dim=128, head_dim_v=128),
@@ -86,7 +86,7 @@ GROUP_ROWS = 16  # rows up to which a head's codes are read where they lie
 @pytest.mark.parametrize("form", [{}, {"scheme": "paper"}, {"tile_n": 48}], ids=["tile", "paper", "tile_n"])
 def test_codes_in_place_equal_packed_ones(case: AttentionCase, form: dict) -> None:
     # so many queries more that a group of heads has more rows than are taken in place
-    packed = replace(case, seqlen_q=case.seqlen_q + GROUP_ROWS)
+    packed = replace(case, seqlen_q=case.seqlen_q + FEW_ROWS)
     calls = [make_call(c, **form) for c in (case, packed)]
     rng = np.random.default_rng(1)
     for name, array in calls[0].arrays.items():
@@ -110,9 +110,11 @@ def test_codes_in_place_equal_packed_ones(case: AttentionCase, form: dict) -> No
         np.testing.assert_array_equal(found.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8), output)
 
 
-def test_non_finite_keys_of_later_tiles_are_found() -> None:
+@pytest.mark.parametrize(("precision", "static_scales"), [("int8", ""), ("int8", "head"), ("int8_qk", "")])
+def test_non_finite_keys_of_later_tiles_are_found(precision: str, static_scales: str) -> None:
     # the window leaves out the first tile: a mark at the wrong tile would not be seen
-    call = make_call(replace(FEW, seqlen_past=0, causal_alignment="lower_right", window_left=200))
+    case = replace(FEW, seqlen_past=0, causal_alignment="lower_right", window_left=200, static_scales=static_scales)
+    call = make_call(case, precision=precision)
     call.arrays["K"][0, 0, 290] = np.inf
     call.arrays["V"][0, 1, 150, 5] = np.nan
     assert call.run() == (OK, "")

@@ -110,16 +110,24 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_launch_answers_in_words(
     launcher: Path, call: str, error: int, capability: int, driver: int, code: int, said: str
 ) -> None:
-    command = [launcher, call, str(error), str(capability), str(driver)]
+    command = [launcher, call, str(error), str(capability), str(driver), "132"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     how = "3x5x7 of 128 with 60000 bytes, 42, stream 64" if code == OK else "not launched"
     assert answer[0] == f"{code} {how}"
     assert re.match(r"(CUDA: the kernel )?" + said, answer[2] if len(answer) > 2 else "")
 
 
-@pytest.mark.parametrize(("capability", "kernels"), [(80, "mma"), (90, "wgmma"), (100, "mma")])
-def test_wgmma_is_for_hopper(launcher: Path, capability: int, kernels: str) -> None:
-    answer = subprocess.run(
-        [launcher, "none", "0", str(capability), "13000"], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.splitlines()[1] == kernels
+@pytest.mark.parametrize(
+    ("capability", "sms", "learned"),
+    [
+        (80, 108, "mma, 108 SMs"),
+        (90, 132, "wgmma, 132 SMs"),
+        (90, 16, "wgmma, 16 SMs"),  # what MIG gives of it
+        (90, 0, "wgmma, 1 SMs"),  # the runtime does not say
+        (100, 148, "mma, 148 SMs"),
+    ],
+)
+def test_wgmma_is_for_hopper(launcher: Path, capability: int, sms: int, learned: str) -> None:
+    command = [launcher, "none", "0", str(capability), "13000", str(sms)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[1] == learned

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from attention_graphs import BOOL, KT, TAIL, check_raise, feed, fused, parse, rejection, run
-from onnx import TensorProto
+from attention_graphs import BOOL, KT, MASK, TAIL, attributes, check_raise, feed, fused, parse, rejection, run
+from onnx import TensorProto, numpy_helper
 
 import intfa_onnx
 
@@ -504,3 +504,69 @@ def test_repeated_heads(kind):
     )
     [node] = fused(check_raise(model, values=feed(model)))
     assert (list(node.input) == ["Q", "K", "V"]) == absorbed
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_queries_shared_by_the_batch(rank):
+    """Attention pooling: a learned query, of one batch or without it. The operator wants as many batches as K has."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]> g (float[B, T, 16] K) => (float[B, 4, 16] Y) {
+            Kt = Transpose <perm = [0, 2, 1]> (K)
+            X = MatMul (L, Kt)
+            P = Softmax <axis = -1> (X)
+            Y = MatMul (P, K)
+        }"""
+    )
+    queries = np.random.default_rng(0).standard_normal((1, 4, 16)[3 - rank :]).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(queries, "L"))
+    rewritten = check_raise(model)
+    assert "Expand" in {n.op_type for n in rewritten.graph.node}
+
+
+def test_negative_scale_and_softcap():
+    """The operator's are positive."""
+    body = (
+        KT + "minus = Constant <value = float {-0.3}> ()\n s0 = MatMul (Q, Kt)\n s = Mul (s0, minus)\n"
+        "t = Tanh (s)\n X = Mul (t, minus)\n" + TAIL
+    )
+    node = attributes(fused(check_raise(parse(body)))[0])
+    assert (node["scale"], node["softcap"]) == (pytest.approx(0.09), pytest.approx(0.3))
+    node = attributes(
+        fused(check_raise(parse(body.replace("t = Tanh (s)\n X = Mul (t, minus)", "X = Add (s, zero)"))))[0]
+    )
+    assert node["scale"] == pytest.approx(0.3)
+
+
+def test_masked_with_a_tensor_of_one_number():
+    body = (
+        "low = Constant <value = float {-inf}> ()\n" + S + "shape = Shape (s)\n f = Expand (low, shape)\n"
+        "X = Where (M, s, f)\n nan = Softmax <axis = -1> (X)\n e = IsNaN (nan)\n P = Where (e, zero, nan)\n" + PV
+    )
+    check_raise(parse(body, BOOL))
+
+
+RELAXED = {
+    "kept axis": "m = ReduceMax (d, last)\n e = Sub (d, m)\n",
+    "dropped axis": "n = ReduceMax <keepdims = 0> (d, last)\n m = Unsqueeze (n, last)\n e = Sub (d, m)\n",
+}
+DIVIDED = LAST + "alpha = Constant <value = float {32}> ()\n" + S + "u = Add (s, M)\n d = Div (u, alpha)\n"
+
+
+@pytest.mark.parametrize("kind", RELAXED)
+def test_maximum_subtracted_before_a_factor(kind):
+    """CogView, LayoutLMv3: softmax(alpha * (s / alpha - max(s / alpha)))."""
+    rewritten = check_raise(parse(DIVIDED + RELAXED[kind] + "X = Mul (e, alpha)\n" + TAIL, MASK))
+    assert not {"ReduceMax", "MatMul"} & {n.op_type for n in rewritten.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (DIVIDED + RELAXED["kept axis"] + "X = Add (e, M)\n" + TAIL, "after the maximum of each row"),
+        (DIVIDED + "m = ReduceMax (s, last)\n e = Sub (d, m)\n X = Mul (e, alpha)\n" + TAIL, "other consumers"),
+        (DIVIDED.replace("{-1}", "{2}") + RELAXED["kept axis"] + "X = Mul (e, alpha)\n" + TAIL, "other consumers"),
+    ],
+    ids=["bias after it", "of something else", "over queries"],
+)
+def test_maximum_that_counts(body, reason):
+    assert reason in rejection(parse(body, MASK))

@@ -15,7 +15,7 @@ from native.simt.attention import AttentionSimulator
 GROWTH = 1.03
 WARPGROUPS = {64: 3, 96: 3, 128: 3, 256: 2}  # per SM: one's softmax hides others' products
 PERSISTENT = 192  # queries of the kernels with a loading warpgroup
-# One word of predicates, kept over an item of the list of work; not touched in the loop over tiles, as is checked.
+# Two words, kept over an item of the list of work; not touched in the loop over tiles, as is checked.
 STACK_BYTES = {"sm_90a/intfa_attention_wgmma192_d128": 8}
 
 

@@ -17,7 +17,7 @@ def build(tree=None) -> Simulator:
     if tree is None:
         return Simulator(toolchain.host_library([toolchain.SIMT / "pipeline_driver.cc"], "libpipeline"))
     driver = tree / "simt" / "pipeline_driver.cc"
-    return Simulator(toolchain.host_library([driver], f"libpipeline-{tree.name}", plugin=tree, optimize="-O1"))
+    return Simulator(toolchain.host_library([driver], f"libpipeline-{tree.name}", plugin=tree))
 
 
 def build_ptx(simulator: Simulator, tree=None):

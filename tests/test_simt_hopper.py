@@ -6,6 +6,7 @@ role, the mma.sync kernel's result. Every access to shared memory is checked for
 """
 
 import functools
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,8 @@ from native.simt.attention import (
 )
 from native.simt.simulator import Mode, all_modes
 from truth import TILE, truth_of
+
+from intfa_onnx.c_abi import Problem
 
 TILE_N = 128
 HEAD_DIMS = (64, 96, 128, 256)  # that have a wgmma kernel
@@ -69,11 +72,17 @@ def modes_of(case: AttentionCase) -> list[Mode]:
 
 
 @functools.cache
-def first_run(case: AttentionCase) -> dict[str, np.ndarray]:
-    """What several tests look at: by wgmma, in the first of the case's modes."""
+def counted_run(case: AttentionCase) -> tuple[dict[str, np.ndarray], int]:
+    """What several tests look at: by wgmma, in the first of the case's modes, and how many products that took."""
+    simulator().take_statistics()
     result = run(case, modes_of(case)[0])
     assert simulator().chosen.startswith("attention_wgmma_"), simulator().chosen
-    return result
+    return result, simulator().take_statistics()["mma"]
+
+
+def first_run(case: AttentionCase) -> dict[str, np.ndarray]:
+    """What the first run gave."""
+    return counted_run(case)[0]
 
 
 @pytest.mark.parametrize("case", params(TAKEN))
@@ -105,48 +114,69 @@ def splits(case: AttentionCase) -> bool:
     return case.seqlen_past + case.seqlen_new > 7 * TILE_N
 
 
+def run_wide(case: AttentionCase, mode: Mode, multiprocessors: int = 3, ptx=None) -> dict[str, np.ndarray]:
+    """By blocks of 192 queries, on so few SMs that each has several items of the list."""
+    arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
+    result = wide().attention(mode=mode, multiprocessors=multiprocessors, ptx=ptx, **arguments)
+    assert "tile 192x128" in wide().chosen, wide().chosen
+    return result
+
+
+@functools.cache
+def expected_of_wide(case: AttentionCase) -> dict[str, np.ndarray]:
+    """What blocks of 64 queries give; or where these split the keys, an item for each SM."""
+    if not splits(case):
+        return first_run(case)
+    result = run_wide(case, Mode(), multiprocessors=132)
+    mma_sync.check_against_reference(case, "tile", result, tile_n=TILE_N)
+    return result
+
+
 @pytest.mark.parametrize("case", params(WIDE))
 def test_blocks_of_192_queries_give_the_same_bits(case):
     """Three warpgroups share K and V; what a row computes does not depend on its block."""
     first, second = modes_of(case)
-    expected = first_run(case)
-    if splits(case):
-        expected = wide().attention(attributes=case_attributes(case, "int8", "tile"), device=90, **case_arguments(case))
-        mma_sync.check_against_reference(case, "tile", expected, tile_n=TILE_N)
-    arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
-    for mode in (first, second):
-        result = wide().attention(mode=mode, **arguments)
-        assert "tile 192x128" in wide().chosen, wide().chosen
-        mma_sync.assert_same_bits(expected, result)
+    mma_sync.assert_same_bits(expected_of_wide(case), run_wide(case, first))
     if toolchain.nvcc() is not None:
         ptx = module(mma_sync.kernel_dim(case))
-        mma_sync.assert_same_bits(expected, wide().attention(mode=second, ptx=ptx, **arguments))
+        mma_sync.assert_same_bits(expected_of_wide(case), run_wide(case, second, ptx=ptx))
 
 
-def test_blocks_of_192_queries_where_they_fill_a_gpu():
-    """As the dispatch decides for 132 SMs: as many rounds as of three blocks of 64, or up to a quarter more."""
-    case = replace(next(c for c in CASES if c.name == "d40"), seqlen_new=130)
-    for heads, seqlen_q, tile_m in [
-        (89, 192, 192),  # one round of 3, as for 267 blocks of 64
-        (88, 192, 64),  # two of 64 do
-        (132, 192, 192),
-        (133, 192, 64),  # two rounds of three, against four
-        (198, 192, 192),  # 6 against 5: a quarter more at most
-        (264, 1, 64),  # most of the 192 would not be there
-    ]:
-        run(replace(case, seqlen_q=seqlen_q, num_heads=heads, kv_num_heads=1), Mode())
-        assert f"tile {tile_m}x128" in simulator().chosen, simulator().chosen
+@pytest.mark.parametrize(
+    ("multiprocessors", "heads", "seqlen_q", "tile_m"),
+    [
+        (132, 89, 192, 192),  # one round of 3, as for 267 blocks of 64
+        (132, 88, 192, 64),  # two of 64 do
+        (132, 132, 192, 192),
+        (132, 133, 192, 64),  # two rounds of three, against four
+        (132, 198, 192, 192),  # 6 against 5: a quarter more at most
+        (132, 264, 1, 64),  # most of the 192 would not be there
+        (114, 77, 192, 192),  # H100 PCIe: 1 round against 3
+        (114, 76, 192, 64),
+        (78, 53, 192, 192),  # H20
+        (78, 52, 192, 64),
+        (16, 11, 192, 192),  # a seventh of an H100, by MIG
+        (16, 10, 192, 64),
+        (1, 1, 192, 192),  # as where there is no GPU, of which the launch tells
+    ],
+)
+def test_blocks_of_192_queries_where_they_fill_the_gpu(multiprocessors, heads, seqlen_q, tile_m):
+    """As many rounds of the SMs that there are as of three blocks of 64, or up to a quarter more."""
+    simulator().set_gpu(90, multiprocessors)
+    sizes = {"batch": 1, "num_heads": heads, "kv_num_heads": heads, "head_dim": 64, "head_dim_v": 64}
+    said = simulator().describe(Problem(seqlen_q=seqlen_q, seqlen_new=130, **sizes))
+    assert f"tile {tile_m}x128" in said, said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", params(TAKEN))
 def test_every_mode_gives_the_same_bits(case):
     ptx = module(mma_sync.kernel_dim(case)) if toolchain.nvcc() is not None else None
-    expected = run(case, Mode())
-    for mode in all_modes(seeds=(1, 2, 3)):
-        mma_sync.assert_same_bits(expected, run(case, mode))
+    kernels = [(run, first_run)] + [(run_wide, expected_of_wide)] * (case in WIDE)
+    for (kernel, expected), mode in itertools.product(kernels, all_modes(seeds=(1, 2, 3))):
+        mma_sync.assert_same_bits(expected(case), kernel(case, mode))
         if ptx is not None:
-            mma_sync.assert_same_bits(expected, run(case, mode, ptx=ptx))
+            mma_sync.assert_same_bits(expected(case), kernel(case, mode, ptx=ptx))
 
 
 @pytest.mark.parametrize(("name", "arithmetic"), [("d32", "tile"), ("causal", "paper"), ("causal", "half")])
@@ -176,10 +206,10 @@ def test_before_hopper_there_is_no_wgmma():
 def test_interpreter_gives_the_same_bits(case):
     if toolchain.nvcc() is None:
         pytest.skip("nvcc is not installed, so there is no PTX to interpret")
-    mode = modes_of(case)[0]
+    expected, products = counted_run(case)
     simulator().take_statistics()
-    result = run(case, mode, ptx=module(mma_sync.kernel_dim(case)))
+    result = run(case, modes_of(case)[0], ptx=module(mma_sync.kernel_dim(case)))
     counted = simulator().take_statistics()
     assert counted["instructions"] > 0
-    mma_sync.assert_same_bits(run(case, mode), result)
-    assert simulator().take_statistics()["mma"] == counted["mma"]
+    mma_sync.assert_same_bits(expected, result)
+    assert counted["mma"] == products

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from native.simt import hopper_bugs, toolchain
-from native.simt.attention import AttentionSimulator, build_ptx, build_wide, case_arguments, case_attributes
+from native.simt.attention import AttentionSimulator, build_hopper_ptx, build_wide, case_arguments, case_attributes
 from native.simt.hopper_bugs import OWN, SHARED, BuggyHopper
 from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 
@@ -21,7 +21,7 @@ CASE_OF = {
     # Six items for two blocks: three of 8 queries, which leave two warpgroups without any, then three in which causal
     # leaves the warpgroups different numbers of tiles, two of these in one block. 15 tiles per block, three stages.
     "persistent": replace(
-        SINK, num_heads=3, kv_num_heads=1, seqlen_q=200, seqlen_new=640, causal=True, causal_alignment="lower_right"
+        SINK, num_heads=3, kv_num_heads=3, seqlen_q=200, seqlen_new=640, causal=True, causal_alignment="lower_right"
     ),
 }
 MODES = all_modes()
@@ -37,7 +37,8 @@ SCALE = "    scale_scores</*kBiased=*/false>(s, stage.k_scales() + 16 * (lane & 
 PARITY = "parity(i / Shape::kStages & 1)"
 ARRIVE = "  ptx::sync_warp();\n  if (lane == 0) ptx::mbarrier_arrive(barrier);\n"
 WAIT = "\n    ptx::mbarrier_wait(stage.{}(), stage.parity);\n"
-QUERIES, DECLARE_PV = "    const uint32_t queries = q_tile();\n", "      int32_t acc[Shape::kPart / 8][4];\n"
+QUERIES = "    const uint64_t queries = Tile::operand(q_tile()), keys = Tile::operand(stage.tile);\n"
+DECLARE_PV = "      int32_t acc[Shape::kPart / 8][4];\n"
 
 SHARED_BUGS = {
     # waiting for data
@@ -68,8 +69,8 @@ SHARED_BUGS = {
     "fewer_bytes_announced": [("Shape::kKeys * (kDim + 4)", "Shape::kKeys * kDim")],
     # places
     "v_halves_swapped": [("c / 2 * kTileN * kDim", "(1 - c / 2) * kTileN * kDim")],
-    "v_columns_swapped": [("kTileN, c % 2)", "kTileN, 1 - c % 2)")],
-    "row_groups_too_close": [("256 * column, 8 * kRowBytes", "256 * column, 4 * kRowBytes")],
+    "v_columns_swapped": [("256 * (c % 2)", "256 * (1 - c % 2)")],
+    "row_groups_too_close": [("tile, 8 * kRowBytes", "tile, 4 * kRowBytes")],
 }
 REFILL = "ptx::mbarrier_wait(stage.empty_{}(), stage.parity);\n"
 LOAD_WAIT = "ptx::mbarrier_wait(stage.empty_{}(), stage.parity ^ 1);"
@@ -91,6 +92,10 @@ BUGS = {
         "no_barrier_after_q": [(SYNC_QUERIES, "    rows.begin();\n")],
         "q_overwritten_under_products": [("    ptx::sync_warpgroup(1 + warpgroup);  // all", "    // all")],
         "barriers_used_before_they_exist": [("  ptx::sync_block();\n", "")],
+        "warpgroups_share_a_barrier": [
+            (SYNC_QUERIES, SYNC_QUERIES.replace("1 + warpgroup", "1")),
+            ("    ptx::sync_warpgroup(1 + warpgroup);  // all", "    ptx::sync_warpgroup(1);  // all"),
+        ],
         # setmaxnreg
         "registers_not_given": [(GIVE, "")],
         "too_many_registers_taken": [(TAKE, "ptx::take_registers<168>();")],
@@ -99,7 +104,7 @@ BUGS = {
         "registers_taken_that_it_has": [(TAKE, "ptx::take_registers<104>();")],
         # the list of work
         "item_skipped": [(ITEM, ITEM.replace("ctas - 1", "ctas - 2"))],
-        "last_item_skipped": [("params.num_heads * params.batch;", "params.num_heads * params.batch - 1;")],
+        "last_item_skipped": [("params.rows.groups * params.batch;", "params.rows.groups * params.batch - 1;")],
         "items_done_twice": [(ITEM, "turn /= 2; " + ITEM)],
         "all_blocks_do_the_same": [("cta = ptx::cta_x()", "cta = 0")],
         "loader_skips_an_item": [("; ++turn) {", "; turn += 2) {")],
@@ -108,7 +113,7 @@ BUGS = {
         "loader_brings_a_tile_too_many": [("tile < tiles.last;", "tile <= tiles.last;")],
         "causal_end_of_the_first_query": [("limits, first_row, 64)", "limits, first_row, 1)")],
         "causal_from_the_warps_query": [("work.warp_row - (warp & 3) * Shape::kWarpRows", "work.warp_row")],
-        "causal_mask_missing": [("limits(params).end(0)", "limits(params).end(63)")],
+        "causal_mask_missing": [("limits(params).end(query)", "limits(params).end(query + 63)")],
         "tiles_not_handed_on": [("    hand_on(rows.last_visit(), visits);\n", "")],
         "visits_not_counted_on": [("    visits = ptx::ld_shared_s32(rows.own_notes() + 4);\n", "")],
     },
@@ -165,7 +170,12 @@ INTERPRETED = {
     },
     **{
         ("persistent", name): {OWN["persistent"]: BUGS["persistent"][name]}
-        for name in ("registers_not_given", "q_overwritten_under_products", "k_stage_taken_without_waiting")
+        for name in (
+            "registers_not_given",
+            "q_overwritten_under_products",
+            "k_stage_taken_without_waiting",
+            "warpgroups_share_a_barrier",
+        )
     },
 }
 DEFINED = {
@@ -185,14 +195,13 @@ def module(kernel: str, name: str):
     source = tree / "cuda" / "one.cu"
     source.write_text(f'#include "cuda/instances_sm90.cuh"\n{DEFINED[kernel]}\n')
     built = toolchain.ptx(source, f"hopper-{kernel}-{name}", plugin=tree, arch="90a")
-    joined = toolchain.BUILD / f"hopper-{kernel}-{name}.ptx"
-    joined.write_text(build_ptx(128).read_text() + built.read_text())
-    return simulator(kernel).load_ptx(joined)
+    return simulator(kernel).load_ptx(build_hopper_ptx(128, built, f"hopper-{kernel}-{name}-joined"))
 
 
 def interpret(kernel: str, name: str, mode: Mode) -> np.ndarray:
     case = replace(CASE_OF[kernel], head_dim=128, head_dim_v=128)
     arguments = {"attributes": case_attributes(case, "int8", "tile"), "device": 90, **case_arguments(case)}
+    arguments["multiprocessors"] = 3  # of which each has several items of the list
     return simulator(kernel).attention(mode=mode, ptx=module(kernel, name), **arguments)["y"]
 
 

@@ -51,6 +51,8 @@ def _transposes_and_scales(view: View, match: AttentionMatch) -> AttentionMatch:
         swapped |= name == "K" and perm[-1] == match.rank - 1
     attributes, absorbed = match.attributes, match.absorbed
     is_operator = match.place is match.anchor  # which has a scale of its own, and takes K as it is
+    if scale and scale * factor < 0:  # the operator's is positive
+        inputs["Q"], factor = Call("Neg", (inputs["Q"],)), -factor
     if scale and (factor != 1 or not is_operator):
         attributes, absorbed = {**attributes, "scale": scale * factor}, (*absorbed, "scale")
     if swapped and not is_operator:
@@ -260,22 +262,22 @@ def _broadcast(view: View, match: AttentionMatch) -> AttentionMatch:
 
     Fewer key heads than query heads are the operator's own affair; sizes that are not known are left to the run.
     """
-    if match.rank != 4:
-        return match
-    inputs = dict(match.inputs)
-    sizes = {n: _leading(view, inputs[n]) for n in ("Q", "K", "V")}
-    for axis, names in ((0, ("Q", "K", "V")), (1, ("K", "V")), (1, ("Q", "K"))):
-        known = {n: sizes[n][axis] for n in names}
-        wide = next((n for n in names if known[n] not in (1, None)), None)
-        for name in names:
-            if wide is None or known[name] != 1 or (axis == 1 and names == ("Q", "K") and name == "K"):
-                continue
-            target: list[Operand] = [Const(np.array([1], np.int64))] * 4
-            shape = Call(
-                "Concat", (*target[:axis], shape_slice(inputs[wide], axis, axis + 1), *target[axis + 1 :]), {"axis": 0}
-            )
-            inputs[name] = Call("Expand", (inputs[name], shape))
-            sizes[name] = tuple(known[wide] if a == axis else s for a, s in enumerate(sizes[name]))
+    rank = match.rank
+    inputs, of_heads = dict(match.inputs), rank - 3 if rank > 3 else None
+    sizes = {n: list(_leading(view, inputs[n]) or (None,) * rank) for n in ("Q", "K", "V")}
+    for axis in range(rank - 2):
+        for names in (("K", "V"), ("Q", "K")) if axis == of_heads else (("Q", "K", "V"),):
+            known = {n: sizes[n][axis] for n in names}
+            wide = next((n for n in names if known[n] not in (1, None)), None)
+            for name in names:
+                if wide is None or known[name] != 1 or (axis == of_heads and names == ("Q", "K") and name == "K"):
+                    continue
+                target: list[Operand] = [Const(np.array([1], np.int64))] * rank
+                target[axis] = shape_slice(inputs[wide], axis, axis + 1)
+                inputs[name] = Call("Expand", (inputs[name], Call("Concat", tuple(target), {"axis": 0})))
+                sizes[name][axis] = known[wide]
+    if rank != 4:
+        return replace(match, inputs=inputs)
     heads, kv_heads = sizes["Q"][1], sizes["K"][1]
     return replace(
         match,
@@ -285,16 +287,19 @@ def _broadcast(view: View, match: AttentionMatch) -> AttentionMatch:
     )
 
 
-def _leading(view: View, x: Operand) -> tuple[Token | None, ...]:
-    """Batch and heads of an operand [B, H, S, D], as far as they are known."""
+def _leading(view: View, x: Operand) -> tuple[Token | None, ...] | None:
+    """Sizes of an operand, as far as they are known; None where not even their number is."""
     if isinstance(x, ir.Value):
-        return (view.dims.of(x) or (None, None))[:2]
-    if isinstance(x, Call) and x.op_type == "Transpose" and isinstance(x.inputs[0], ir.Value):
-        sizes = view.dims.of(x.inputs[0])
-        return tuple(sizes[p] for p in x.attributes["perm"][:2]) if sizes is not None else (None, None)
-    if isinstance(x, Call) and x.op_type in ("Mul", "Div"):
-        return _leading(view, x.inputs[0])
-    return None, None
+        return view.dims.of(x)
+    if not isinstance(x, Call) or x.op_type not in ("Transpose", "Unsqueeze", "Mul", "Div", "Neg", "Cast"):
+        return None
+    sizes = _leading(view, x.inputs[0])
+    if sizes is None or x.op_type not in ("Transpose", "Unsqueeze"):
+        return sizes
+    if x.op_type == "Transpose":
+        return tuple(sizes[p] for p in x.attributes["perm"])
+    rest = iter(sizes)
+    return tuple(1 if a in x.attributes["axes"] else next(rest) for a in range(len(sizes) + len(x.attributes["axes"])))
 
 
 def _cache_and_layout(view: View, match: AttentionMatch) -> AttentionMatch:

@@ -176,6 +176,9 @@ class Dims:
         if op == "Flatten" and (before := self.of(first)) is not None:
             split = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
             return product(before[split:] if axis else before[:split])
+        if op == "ConstantOfShape":
+            sizes = self.content(first)
+            return sizes[axis] if sizes is not None and axis < len(sizes) else None
         if op == "Tile":
             repeats = self.content(node.inputs[1])
             times = repeats[axis] if repeats is not None and axis < len(repeats) else None

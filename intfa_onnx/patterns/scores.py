@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from intfa_onnx.patterns.binary import affine, is_binary, same_truth
 from intfa_onnx.patterns.bounds import is_product_of, largest
+from intfa_onnx.patterns.elements import Elements
 from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required, transpose
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View
-from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, transposed
+from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, row_maximum, transposed
 
 # A score that the graph overwrites with at most this is masked out: exp(-1e4 - max) is 0 in every float type. A factor
 # that follows may bring it to the second number, which leaves 0 for all scores above -800.
@@ -39,6 +40,7 @@ class Scores:
     biases: list[ir.Value] = field(default_factory=list)  # what was added
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
     zeroed: list[Zeroed] = field(default_factory=list)  # masks that are applied to P as well, still to be met
+    shifted: bool = False  # the maximum of each row was subtracted
     settled: bool = False  # the last of them was, with a finite number: nothing may follow
 
     def in_order(self) -> bool:
@@ -81,6 +83,12 @@ def read_scores(
             raise NoMatch(f"the scores are reshaped and transposed or multiplied ('{node_name(node)}')")
         if op in SAME_ELEMENTS:
             continue
+        if meaning.shifted and op not in ("Mul", "Div"):
+            # In a row without any other key the maximum is that of the mask: what follows would count.
+            raise NoMatch(f"'{node_name(node)}' changes the scores after the maximum of each row was subtracted")
+        if row_maximum(view, node) is not None and meaning.in_order():
+            meaning.shifted = True
+            continue
         if meaning.times is not None and (op not in ("Add", "Sub", "Mul", "Div") or other is None):
             raise NoMatch("the scores are multiplied by a mask, and nothing is added where it is 0")
         if meaning.settled and op not in ("QuantizeLinear", "DequantizeLinear", "Transpose"):
@@ -121,6 +129,7 @@ def read_scores(
     if meaning.softcap:
         # cap * tanh(s * f) = cap * tanh((s * f * cap) / cap)
         meaning.scale *= meaning.softcap
+        meaning.softcap = abs(meaning.softcap)  # tanh is odd
     if meaning.mask is not None and meaning.shape is not None:
         meaning.mask = Call("Reshape", (Call("Expand", (meaning.mask, meaning.shape)), core_shape))
     return meaning
@@ -221,10 +230,10 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
 
 def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     condition, filler = node.inputs[0], node.inputs[3 - index]
-    constant = view.constant(filler)
-    if condition is None or filler is None or constant is None or constant.size != 1 or not constant.item() <= _MASKED:
+    value = Elements(view).number(filler)
+    if condition is None or value is None or not value <= _MASKED:
         raise NoMatch(f"'{node_name(node)}' overwrites scores with something other than a large negative constant")
-    value, kept = constant.item(), index == 1
+    kept = index == 1
     met = [z for z in meaning.zeroed if same_truth(condition, kept, z.condition, z.kept)]
     if met:
         # What it excludes is 0 whatever the row holds, as after -inf; a row without any other key too.

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from intfa_onnx.patterns.match import LSE, Call, NoMatch, Operand
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View, int_attribute
-from intfa_onnx.patterns.walk import check_readers, finds_product, keeps_value
+from intfa_onnx.patterns.walk import check_readers, finds_product, keeps_value, row_maximum
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def part_from_sink(view: View, scores: ir.Value, readers: set[ir.Node]) -> tuple
             check_readers(view, value, reading)
         except NoMatch:
             break
-        if (maximum := _row_maximum(view, node)) is not None:
+        if (maximum := row_maximum(view, node)) is not None:
             value, reading, shifted = node.inputs[0], {node, maximum}, True
         elif keeps_value(view, node):
             value, reading = node.inputs[0], {node}
@@ -56,16 +56,6 @@ def part_from_sink(view: View, scores: ir.Value, readers: set[ir.Node]) -> tuple
                 return found
             break
     return (value, reading, None) if shifted else (scores, readers, None)
-
-
-def _row_maximum(view: View, node: ir.Node) -> ir.Node | None:
-    """Return the ReduceMax of ``x - ReduceMax(x)`` over the last axis."""
-    row = node.inputs[1].producer() if node.op_type == "Sub" and node.inputs[1] is not None else None
-    if row is None or row.op_type != "ReduceMax" or row.inputs[0] is not node.inputs[0]:
-        return None
-    rank, axes = view.rank(node.inputs[0]), view.axes(row)
-    over_last = axes is not None and rank is not None and [a % rank for a in axes] == [rank - 1]
-    return row if over_last and int_attribute(row, "keepdims", 1) else None
 
 
 def _sink(view: View, node: ir.Node) -> tuple[ir.Value, set[ir.Node], Sink] | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from intfa_onnx.patterns.match import NoMatch, node_name
 from intfa_onnx.patterns.products import operands
 from intfa_onnx.patterns.sizes import Token
-from intfa_onnx.patterns.view import View
+from intfa_onnx.patterns.view import View, int_attribute
 
 SAME_ELEMENTS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _MAX_STEPS = 16
@@ -302,13 +302,28 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
             best = candidate
     if best is None:
         return None
+    readers = [n for n, _ in view.readers(value)]
+    shifts = [{n, maximum} for n in readers if (maximum := row_maximum(view, n)) in readers and maximum is not None]
     try:
         if depth > 0:
-            check_readers(view, value, {n for n, _ in view.readers(value)[:1]})
+            check_readers(view, value, shifts[0] if shifts else set(readers[:1]))
     except NoMatch as reason:
         blocked.append(str(reason))
         return None
     return best
+
+
+def row_maximum(view: View, node: ir.Node) -> ir.Node | None:
+    """Return the ReduceMax of ``x - ReduceMax(x)`` over the last axis, which softmax does not see."""
+    row = node.inputs[1].producer() if node.op_type == "Sub" and node.inputs[1] is not None else None
+    rank, kept = view.rank(node.inputs[0]) if node.inputs else None, 1
+    if row is not None and rank is not None and row.op_type == "Unsqueeze" and row.inputs[0] is not None:
+        row, kept = row.inputs[0].producer() if view.axes(row) in ([-1], [rank - 1]) else None, 0
+    if row is None or row.op_type != "ReduceMax" or row.inputs[0] is not node.inputs[0]:
+        return None
+    axes = view.axes(row)
+    over_last = axes is not None and rank is not None and [a % rank for a in axes] == [rank - 1]
+    return row if over_last and int_attribute(row, "keepdims", 1) == kept else None
 
 
 def _is_product(view: View, node: ir.Node | None) -> bool:

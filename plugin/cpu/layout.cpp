@@ -28,7 +28,7 @@ Layout::Layout(const AttentionProblem& p, int num_threads, Heads heads)
   const int64_t rows = p.num_heads / p.kv_num_heads * p.seqlen_q;
   blocks_per_head = (rows + kBlockRows - 1) / kBlockRows;
   whole_heads = heads == Heads::kWhole || blocks_per_head > 1;
-  in_place = !whole_heads && rows <= kRows && finite && !half_pv;
+  in_place = !whole_heads && rows <= kFewRows && finite && !half_pv;
   output_width = in_place ? round_up(p.head_dim_v, kChannelStep) : padded_channels();
   const int64_t tasks = std::max(num_kv_heads * blocks_per_head, num_kv_heads);
   num_workers = static_cast<int>(std::clamp<int64_t>(num_threads, 1, std::max<int64_t>(tasks, 1)));

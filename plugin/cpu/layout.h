@@ -24,6 +24,7 @@ namespace intfa::cpu {
 constexpr int kGroup = 16;        // keys (K) or channels (V) that lie side by side in a packed buffer
 constexpr int kChunk = 64;        // keys whose P codes are made and multiplied together
 constexpr int kRows = 16;         // query rows that one call of a kernel handles
+constexpr int kFewRows = 8;       // query rows up to which codes are not packed; with 12 it pays (AVX-512, Zen 5)
 constexpr int kBlockRows = 64;    // query rows of a task; they share each K/V tile while it is in the cache
 constexpr int kChannelStep = 64;  // channels of a row of codes that are multiplied together where they lie
 constexpr int kMaxHeadDim = 256;

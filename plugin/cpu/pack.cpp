@@ -50,19 +50,26 @@ void copy_tokens(const TokenRows<T>& rows, const AttentionProblem& p, int64_t ba
   }
 }
 
-// Calls visit(first channel, number of vectors as a constant) for all channels, four vectors at a time where there are
-// as many: a walk over the tokens then keeps its results in registers.
+// Calls visit(first token, end, first channel, number of vectors as a constant) for all channels of tokens [first,
+// last), four vectors at a time where there are as many: a walk over the tokens then keeps its results in registers.
+// By blocks of tokens, whose rows are in the cache when the next channels' turn comes.
 template <typename Visit>
-HWY_INLINE void for_columns(int64_t channels, Visit visit) {
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= channels; i += 4 * kLanes) visit(i, std::integral_constant<int, 4>());
-  for (; i < channels; i += kLanes) visit(i, std::integral_constant<int, 1>());
+HWY_INLINE void for_columns(int64_t first, int64_t last, int64_t channels, Visit visit) {
+  constexpr int64_t kTokens = 32;
+  for (int64_t j = first; j < last; j += kTokens) {
+    const int64_t end = HWY_MIN(j + kTokens, last);
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= channels; i += 4 * kLanes) visit(j, end, i, std::integral_constant<int, 4>());
+    for (; i < channels; i += kLanes) visit(j, end, i, std::integral_constant<int, 1>());
+  }
 }
 
-// Vector v of kV from channel i of a row of n; of four all are within the row.
+// Vector v of kV from channel i of a row of n; of four all are within the row. Asks for what lies `ahead` elements on.
 template <int kV, typename T>
-HWY_INLINE VF load_column(const T* row, int64_t i, int v, int64_t n) {
-  return kV == 4 ? load_lanes(row + i + v * kLanes) : load_at(row, i, n);
+HWY_INLINE VF load_column(const T* row, int64_t i, int v, int64_t n, int64_t ahead) {
+  const T* from = row + i + v * kLanes;
+  if (v * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(from + ahead, 0, 2);
+  return kV == 4 ? load_lanes(from) : load_at(row, i, n);
 }
 
 using DD = hn::Repartition<double, DF>;
@@ -71,32 +78,33 @@ HWY_INLINE void store_means(const double* sum, int64_t count, float* mean) {
   for (int l = 0; l < kLanes; ++l) mean[l] = static_cast<float>(sum[l] / static_cast<double>(count));
 }
 
+// How many tokens ahead of the one at hand the statistics ask for rows.
+constexpr int64_t kTokensAhead = 32;
+
 // Channel means of the first `valid` tokens, summed in float64; false if one of them is not finite.
 template <typename T>
 bool mean_of_keys(const TokenRows<T>& k, int64_t valid, float* HWY_RESTRICT mean) {
   const DD dd;
-  bool finite = true;
-  for_columns(k.channels, [&](int64_t i, auto vectors) HWY_ATTR {
+  HWY_ALIGN double sums[kMaxHeadDim] = {};  // in every vector's lanes the lower half comes first
+  for_columns(0, valid, k.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
+    const int64_t ahead = kTokensAhead * k.stride_at(j);
     hn::Vec<DD> sum[2 * kV];
-    for (auto& s : sum) s = hn::Zero(dd);
-    for (int64_t j = 0; j < valid; ++j) {
+    for (int h = 0; h < 2 * kV; ++h) sum[h] = hn::Load(dd, sums + i + h * (kLanes / 2));
+    for (; j < end; ++j) {
       const T* row = k(j);
       for (int v = 0; v < kV; ++v) {
-        const VF x = load_column<kV>(row, i, v, k.channels);
+        const VF x = load_column<kV>(row, i, v, k.channels, ahead);
         sum[2 * v] = hn::Add(sum[2 * v], hn::PromoteLowerTo(dd, x));
         sum[2 * v + 1] = hn::Add(sum[2 * v + 1], hn::PromoteUpperTo(dd, x));
       }
     }
-    HWY_ALIGN double sums[kGroup];
-    for (int v = 0; v < kV; ++v) {
-      hn::Store(sum[2 * v], dd, sums);
-      hn::Store(sum[2 * v + 1], dd, sums + kLanes / 2);
-      store_means(sums, valid, mean + i + v * kLanes);
-      // a sum in float64 of float32 values is finite where all of them are
-      for (int l = 0; l < kLanes; ++l) finite &= std::isfinite(sums[l]);
-    }
+    for (int h = 0; h < 2 * kV; ++h) hn::Store(sum[h], dd, sums + i + h * (kLanes / 2));
   });
+  bool finite = true;
+  // a sum in float64 of float32 values is finite where all of them are
+  for (int64_t i = 0; i < k.channels; ++i) finite &= std::isfinite(sums[i]);
+  for (int64_t i = 0; i < k.channels; i += kLanes) store_means(sums + i, valid, mean + i);
   return finite;
 }
 
@@ -204,8 +212,11 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   RowGroup rows;
   // Keys [j, j + count) of the tile.
   const auto load = [&](int64_t j, int64_t count) {
-    load_rows([&](int r) { return k(first + j + r); }, static_cast<int>(count), p.head_dim,
-              smooth ? head.k_mean : nullptr, rows);
+    const auto row_at = [&](int r) {
+      if (!layout.whole_heads) prefetch_rows(k, first + j + r + layout.tile_n, 1, p.seqlen_kv());
+      return k(first + j + r);
+    };
+    load_rows(row_at, static_cast<int>(count), p.head_dim, smooth ? head.k_mean : nullptr, rows);
     clear_non_finite(p.head_dim, rows, [&](int r) {
       head.bad[layout.bad_index(first + j + r)] |= kBadK;
       *head.any_bad |= kBadK;
@@ -222,8 +233,8 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   for (int r = 0; r < kGroup; ++r) code_rows[r] = codes + r * kMaxHeadDim;
   for (int64_t j = 0; j < round_up(keys, kChunk); j += kGroup) {
     const int64_t count = HWY_MAX(HWY_MIN(int64_t{kGroup}, keys - j), int64_t{0});
-    if (!layout.whole_heads) prefetch_rows(k, first + j + layout.tile_n, kGroup, p.seqlen_kv());
     if constexpr (std::is_same_v<T, int8_t>) {  // codes already
+      if (!layout.whole_heads) prefetch_rows(k, first + j + layout.tile_n, kGroup, p.seqlen_kv());
       for (int r = 0; r < count; ++r) code_rows[r] = k(first + j + r);
       for (int64_t r = count; r < kGroup; ++r) code_rows[r] = kZeros<T>;
     } else {
@@ -245,32 +256,32 @@ void pack_keys(const AttentionProblem& p, const AttentionTensors& t, const Layou
   }
 }
 
-// amax of every channel over the first `valid` tokens; with kClear of the magnitudes below `limit` only. Returns the
+// amax of every channel over tokens [first, last); with kClear of the magnitudes below `limit` only. Returns the
 // largest of all, which without kClear tells whether all are finite.
 template <bool kClear, typename T>
-float amax_of_values(const TokenRows<T>& v, int64_t valid, float limit, float* amax) {
+float amax_of_values(const TokenRows<T>& v, int64_t first, int64_t last, float limit, float* amax) {
   const DF d;
   const DU du;
   const auto bound = hn::BitCast(du, hn::Set(d, limit));
-  memset(amax, 0, round_up(v.channels, kGroup) * sizeof(float));
-  auto largest = hn::Zero(du);
-  for_columns(v.channels, [&](int64_t i, auto vectors) HWY_ATTR {
+  const int64_t n = round_up(v.channels, kGroup);
+  memset(amax, 0, n * sizeof(float));
+  for_columns(first, last, v.channels, [&](int64_t j, int64_t end, int64_t i, auto vectors) HWY_ATTR {
     constexpr int kV = decltype(vectors)::value;
+    const int64_t ahead = kTokensAhead * v.stride_at(j);
     hn::Vec<DU> max[kV];
-    for (auto& m : max) m = hn::Zero(du);
-    for (int64_t j = 0; j < valid; ++j) {
+    for (int u = 0; u < kV; ++u) max[u] = hn::BitCast(du, hn::Load(d, amax + i + u * kLanes));
+    for (; j < end; ++j) {
       const T* row = v(j);
       for (int u = 0; u < kV; ++u) {
-        auto x = magnitude(load_column<kV>(row, i, u, v.channels));
+        auto x = magnitude(load_column<kV>(row, i, u, v.channels, ahead));
         if constexpr (kClear) x = hn::IfThenElseZero(hn::Lt(x, bound), x);
         max[u] = hn::Max(max[u], x);
       }
     }
-    for (int u = 0; u < kV; ++u) {
-      hn::Store(hn::BitCast(d, max[u]), d, amax + i + u * kLanes);
-      largest = hn::Max(largest, max[u]);
-    }
+    for (int u = 0; u < kV; ++u) hn::Store(hn::BitCast(d, max[u]), d, amax + i + u * kLanes);
   });
+  auto largest = hn::Zero(du);
+  for (int64_t i = 0; i < n; i += kLanes) largest = hn::Max(largest, hn::BitCast(du, hn::Load(d, amax + i)));
   const uint32_t bits = hn::ReduceMax(du, largest);
   float top;
   memcpy(&top, &bits, sizeof top);
@@ -434,10 +445,11 @@ void pack_values(const AttentionProblem& p, const AttentionTensors& t, const Lay
 
 // Notes in head.bad which tokens of V have values that are not below `limit`.
 template <typename T>
-void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t valid, float limit, const PackedHead& head) {
+void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t first, int64_t last, float limit,
+                     const PackedHead& head) {
   const DF d;
   *head.any_bad |= kBadV;
-  for (int64_t j = 0; j < valid; ++j) {
+  for (int64_t j = first; j < last; ++j) {
     auto ok = hn::FirstN(d, kLanes);
     for (int64_t i = 0; i < v.channels; i += kLanes)
       ok = hn::And(ok, hn::Lt(hn::Abs(load_at(v(j), i, v.channels)), hn::Set(d, limit)));
@@ -445,18 +457,28 @@ void mark_bad_values(const Layout& layout, const TokenRows<T>& v, int64_t valid,
   }
 }
 
+// amax of every channel over tokens [first, last), without the values that are no usable numbers, which it notes.
+template <typename T>
+void measure_values(const AttentionProblem& p, const Layout& layout, const TokenRows<T>& v, int64_t first, int64_t last,
+                    const PackedHead& head, float* amax) {
+  const float limit = value_limit(p);
+  if (amax_of_values<false>(v, first, last, limit, amax) < limit) return;
+  amax_of_values<true>(v, first, last, limit, amax);
+  mark_bad_values(layout, v, first, last, limit, head);
+}
+
+// Whether V's scales come of its values. Otherwise a tile is looked at for bad values only, when it is packed.
+bool scales_by_values(const AttentionProblem& p) {
+  return p.precision != Precision::kInt8QK && p.v_scale == ScaleGranularity::kNone;
+}
+
 template <typename T>
 void prepare_values(const AttentionProblem& p, const AttentionTensors& t, const Layout& layout, int64_t batch,
                     int64_t kv_head, const PackedHead& head, int64_t valid) {
   constexpr bool kIsCode = std::is_same_v<T, int8_t>;
-  const TokenRows<T> v = value_rows<T>(p, t, batch, kv_head);
   HWY_ALIGN float amax[kMaxHeadDim];
   if constexpr (!kIsCode) {
-    const float limit = value_limit(p);
-    if (!(amax_of_values<false>(v, valid, limit, amax) < limit)) {
-      amax_of_values<true>(v, valid, limit, amax);
-      mark_bad_values(layout, v, valid, limit, head);
-    }
+    if (scales_by_values(p)) measure_values(p, layout, value_rows<T>(p, t, batch, kv_head), 0, valid, head, amax);
   }
   if (p.precision == Precision::kInt8QK && !kIsCode) {
     for (int64_t c = 0; c < layout.padded_channels(); ++c) head.v_scale[c] = 1.f;
@@ -508,6 +530,9 @@ void pack_one_tile(const AttentionProblem& p, const AttentionTensors& t, const L
   with_type(p.dtype, [&]<typename T>(T*) {
     pack_keys<T>(p, t, layout, batch, kv_head, head, first, keys, packed);
     if constexpr (!std::is_same_v<T, int8_t>) {
+      HWY_ALIGN float amax[kMaxHeadDim];
+      if (!scales_by_values(p))
+        measure_values(p, layout, value_rows<T>(p, t, batch, kv_head), first, first + keys, head, amax);
       if ((*head.any_bad & kBadV) != 0)
         return pack_values<true, T>(p, t, layout, batch, kv_head, head, first, keys, packed);
     }

@@ -18,7 +18,7 @@ constexpr int64_t kMaxTokens = int64_t{1} << 29;  // token indices and their sum
 constexpr int kUnbounded = 1 << 30;
 constexpr int64_t kMaxGridYZ = 65535;
 // Split-KV aims at two CTAs for each of 128 SMs, with at least four tiles of keys each. A rule of the problem and the
-// kernel alone, so that workspace and results do not depend on the size of the GPU.
+// kernel, not of the GPU's size.
 constexpr int64_t kTargetCtas = 256;
 constexpr int64_t kMinTilesPerSplit = 4;
 
@@ -69,16 +69,15 @@ RowTiles row_tiles_of(const AttentionProblem& problem, int64_t tile_m) {
   return {static_cast<int>(packed), static_cast<int>(groups), tiles, tiles * groups * problem.batch};
 }
 
-// Rounds of row tiles over the SMs of an H100 or H200: a rule of the problem alone, as for the splits.
+// Rounds of row tiles over the SMs of the current GPU, or of the part of it that MIG gives.
 int64_t rounds(const AttentionProblem& problem, int64_t tile_m) {
-  constexpr int64_t kSms = 132;
-  return divide_up(row_tiles_of(problem, tile_m).blocks, kSms);
+  return divide_up(row_tiles_of(problem, tile_m).blocks, multiprocessors());
 }
 
 // Whether CTAs of three warpgroups are predicted to be faster than three times as many of one: they are as fast per
 // query and tile, but need a third of the traffic from L2. At the bounds of their loops CTAs of one ask it for 7 (head
 // size 64) to 11 TB/s (128), about twice what it has, so a quarter more of the work, for the ends of tiles and rounds,
-// is taken to be worth it.
+// is taken to be worth it. Part of the L2 and part of the SMs, as by MIG, leave this as it is.
 bool gains_by_sharing(const AttentionProblem& problem, int tile_m) {
   return 4 * 3 * rounds(problem, tile_m) <= 5 * rounds(problem, kWgmmaTileM);
 }
@@ -356,10 +355,12 @@ Status max_workspace_bytes(const AttentionProblem& problem, size_t* bytes) {
   // partial results, whatever its batch and queries. One too small for a list of work splits its keys.
   const int64_t num_chunks = std::min<int64_t>(plan.num_tiles, kMaxChunks);
   const int64_t tiles = plan.num_tiles / (plan.attention->tile_n / kTileN);
-  const bool splittable = is_splittable(plan) || plan.attention->persistent;
+  const bool listed = plan.attention->persistent;
+  const bool splittable = is_splittable(plan) || listed;
   const int64_t splits = splittable ? tiles / kMinTilesPerSplit : 1;
   const int64_t rows = problem.batch * problem.num_heads * problem.seqlen_q;
-  const int64_t split_rows = splits > 1 ? std::min(kTargetCtas * plan.attention->tile_m, splits * rows) : 0;
+  const int64_t tile_m = listed ? kWgmmaTileM : plan.attention->tile_m;
+  const int64_t split_rows = splits > 1 ? std::min(kTargetCtas * tile_m, splits * rows) : 0;
   *bytes = layout_of(problem, plan, num_chunks, split_rows).bytes;
   return {};
 }

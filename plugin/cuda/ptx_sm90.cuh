@@ -36,6 +36,10 @@ INTFA_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t group_bytes) 
   constexpr uint64_t kChunkBytes = 128;
   return (address & 0x3ffff) >> 4 | kChunkBytes >> 4 << 16 | static_cast<uint64_t>(group_bytes >> 4) << 32;
 }
+// The operand that lies `bytes` further on: in the low word, so that no 64-bit carry is computed.
+INTFA_DEVICE uint64_t advance(uint64_t descriptor, int bytes) {
+  return (descriptor & ~uint64_t{0xffffffff}) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
 
 #if defined(__CUDACC__)
 

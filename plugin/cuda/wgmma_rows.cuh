@@ -31,10 +31,8 @@ struct CoreTile {
   INTFA_DEVICE static int offset(int row, int chunk) {
     return chunk_offset<kRowBytes>(ChunkOrder::kCoreMatrices, row, chunk);
   }
-  // Operand of wgmma: the rows from `tile` on, 32 bytes of each from byte 32 * column.
-  INTFA_DEVICE static uint64_t operand(uint32_t tile, int column) {
-    return ptx::matrix_descriptor(tile + 256 * column, 8 * kRowBytes);
-  }
+  // Operand of wgmma: 32 bytes of each of the rows from `tile` on; advanced by 256 bytes, the next 32.
+  INTFA_DEVICE static uint64_t operand(uint32_t tile) { return ptx::matrix_descriptor(tile, 8 * kRowBytes); }
 };
 
 // Shared addresses of one stage, and the parity of its barriers' phase.
@@ -199,14 +197,14 @@ struct WgmmaRows {
 
     ptx::mbarrier_wait(stage.full_k(), stage.parity);
     int32_t s[1][kKeys / 8][4];
-    const uint32_t queries = q_tile();
+    const uint64_t queries = Tile::operand(q_tile()), keys = Tile::operand(stage.tile);
     ptx::wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kDim / 32; ++c) {
       if constexpr (Shape::kQInRegisters) {
-        ptx::wgmma_s8s8(s[0], q[c], Tile::operand(stage.tile, c), c > 0);
+        ptx::wgmma_s8s8(s[0], q[c], ptx::advance(keys, 256 * c), c > 0);
       } else {
-        ptx::wgmma_s8s8(s[0], Tile::operand(queries, c), Tile::operand(stage.tile, c), c > 0);
+        ptx::wgmma_s8s8(s[0], ptx::advance(queries, 256 * c), ptx::advance(keys, 256 * c), c > 0);
       }
     }
     ptx::wgmma_commit();
@@ -239,14 +237,15 @@ struct WgmmaRows {
     k_used();
 
     ptx::mbarrier_wait(stage.full_v(), stage.parity);
+    const uint64_t values = VTile::operand(stage.v());
 #pragma unroll
     for (int part = 0; part < kDim / Shape::kPart; ++part) {
       int32_t acc[Shape::kPart / 8][4];
       ptx::wgmma_fence();
 #pragma unroll
       for (int c = 0; c < kKeys / 32; ++c) {
-        const uint32_t half = stage.v() + c / 2 * kTileN * kDim;
-        ptx::wgmma_u8s8(acc, p[0][c], VTile::operand(half + part * Shape::kPart * kTileN, c % 2), c > 0);
+        const int place = c / 2 * kTileN * kDim + part * Shape::kPart * kTileN + 256 * (c % 2);
+        ptx::wgmma_u8s8(acc, p[0][c], ptx::advance(values, place), c > 0);
       }
       ptx::wgmma_commit();
       ptx::wgmma_wait<0>(acc);

@@ -1,5 +1,6 @@
-// The CUDA launcher on a runtime that answers what it is told: cuda_launcher CALL ERROR COMPUTE_CAPABILITY DRIVER.
-// CALL (attribute, launch) fails with the number ERROR. Prints the status code, how the launch went, and the message.
+// The CUDA launcher on a runtime that answers what it is told: cuda_launcher CALL ERROR COMPUTE_CAPABILITY DRIVER
+// SMS. CALL (attribute, launch) fails with the number ERROR. Prints the status code and how the launch went, what the
+// dispatch learns of the GPU, and the message.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +12,7 @@
 namespace {
 std::string failing_call;
 cudaError_t error, last_error;
-int capability, driver;
+int capability, driver, sms;
 std::string launched = "not launched";
 
 cudaError_t answer(const char* call) { return last_error = failing_call == call ? error : cudaSuccess; }
@@ -23,7 +24,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10 : capability % 10;
+  if (attribute == cudaDevAttrMultiProcessorCount) {
+    if (sms == 0) return cudaErrorNoDevice;
+    *value = sms;
+  } else {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10 : capability % 10;
+  }
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = driver, cudaSuccess; }
@@ -46,11 +52,12 @@ int main(int, char** argv) {
   error = static_cast<cudaError_t>(std::atoi(argv[2]));
   capability = std::atoi(argv[3]);
   driver = std::atoi(argv[4]);
+  sms = std::atoi(argv[5]);
   void (*kernel)(int) = [](int) {};
   const intfa::Status status =
       intfa::cuda::launch(kernel, {3, 5, 7}, 128, 60000, reinterpret_cast<void*>(uintptr_t{64}), 42);
-  std::printf("%d %s\n%s\n%s\n", static_cast<int>(status.code()), launched.c_str(),
-              intfa::cuda::has_wgmma() ? "wgmma" : "mma", status.message().c_str());
+  std::printf("%d %s\n%s, %d SMs\n%s\n", static_cast<int>(status.code()), launched.c_str(),
+              intfa::cuda::has_wgmma() ? "wgmma" : "mma", intfa::cuda::multiprocessors(), status.message().c_str());
   // The host's next check is not to find an error that was answered; a failed launch stays for whoever asks.
   return failing_call == "attribute" && error == cudaErrorInvalidValue && last_error != cudaSuccess;
 }

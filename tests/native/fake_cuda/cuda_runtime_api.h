@@ -1,6 +1,6 @@
 // The part of the CUDA runtime's interface that the launcher uses, with NVIDIA's names and numbers, for a runtime of
-// our own in cuda_launcher.cpp and cuda_launches.cpp: so the launcher's answers are tested where there is neither a GPU nor CUDA. Source:
-// CUDA Runtime API reference, "Data types used by CUDA Runtime".
+// our own in cuda_launcher.cpp and cuda_launches.cpp: so the launcher's answers are tested where there is neither a GPU
+// nor CUDA. Source: CUDA Runtime API reference, "Data types used by CUDA Runtime".
 #pragma once
 
 #include <cstddef>

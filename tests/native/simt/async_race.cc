@@ -79,6 +79,12 @@ void AsyncRace::proxy_fence(int warp) {
   clock[size_t(fences_of(warp))] = clock[size_t(warp)]++;
 }
 
+const char* AsyncRace::meet(int warp, const Clock& completed) {
+  for (size_t who = 0; who < completed.size(); who++)
+    if (!knows(warp, int(who), completed[who])) return "race: other warps met at this barrier and nothing is between";
+  return nullptr;
+}
+
 void AsyncRace::products_complete(int warp, uint32_t groups) {
   uint32_t& known = clocks_[size_t(warp)][size_t(products_of(warp))];
   known = std::max(known, groups);

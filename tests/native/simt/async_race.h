@@ -31,6 +31,9 @@ class AsyncRace {
   const char* copy_write(int warp, size_t offset, size_t bytes, int barrier, uint32_t phase);
 
   void proxy_fence(int warp);
+  // The warp comes to a barrier (bar.sync) whose last phase completed at that time: it must have met there or know of
+  // it, or whose arrival completes which phase would be the schedule's choice.
+  const char* meet(int warp, const Clock& completed);
   // The warp knows now that its products of the first `groups` groups are complete.
   void products_complete(int warp, uint32_t groups);
   // A barrier's side: an arrival passes on what the warp knows; whoever waits learns it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from c_abi import kernel_attributes
 from cases import AttentionCase, typed_inputs
 
+from intfa_onnx.c_abi import Problem
 from intfa_onnx.c_problem import make_problem
 
 from . import toolchain
@@ -45,14 +46,19 @@ def case_attributes(
     }  # fmt: skip
 
 
+def kernel_sources() -> list[Path]:
+    """Where the product's kernels are."""
+    return [toolchain.PLUGIN / "cuda" / f"kernels_{which}.cu" for which in (*(f"d{d}" for d in HEAD_DIMS), "sm90")]
+
+
 def build(sanitizer: str = "") -> Path:
     """The CUDA backend compiled for the host; with a sanitizer, the kernels of SANITIZED_DIMS."""
     sources = [toolchain.SIMT / "attention_driver.cc", toolchain.SIMT / "attention_shapes.cc"]
-    kernels = {d: toolchain.PLUGIN / "cuda" / f"kernels_d{d}.cu" for d in HEAD_DIMS}
-    plain = [kernels.pop(d) for d in HEAD_DIMS if sanitizer and d not in SANITIZED_DIMS]
-    sources += [toolchain.PLUGIN / "cuda" / "dispatch.cu", *kernels.values()]
-    (plain if sanitizer else sources).append(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu")
-    return toolchain.host_library(sources, "libattention", sanitizer=sanitizer, not_sanitized=plain, optimize="-O1")
+    sources += [toolchain.PLUGIN / "cuda" / "dispatch.cu", *kernel_sources()]
+    sanitized = [f"kernels_d{d}" for d in SANITIZED_DIMS]
+    plain = [s for s in sources if sanitizer and s.stem.startswith("kernels_") and s.stem not in sanitized]
+    sources = [s for s in sources if s not in plain]
+    return toolchain.host_library(sources, "libattention", sanitizer=sanitizer, not_sanitized=plain)
 
 
 ALL_SETS = "{&kKernels32, &kKernels64, &kKernels96, &kKernels128, &kKernels256}"
@@ -65,12 +71,9 @@ WIDE_DIMS = (64, 96, 128)
 
 def build_wide() -> Path:
     """The backend with its wgmma kernels of 192 queries for every problem that they take."""
-    sets = ", ".join(f"&kKernels{d}" for d in WIDE_DIMS)
-    tree = toolchain.patched_tree("hopper-wide", {"cuda/dispatch.cu": [(ALL_SETS, f"{{{sets}}}"), ALWAYS_WIDE]})
-    sources = [tree / "simt" / "attention_driver.cc"]
-    sources += [tree / "cuda" / f"{name}.cu" for name in ("dispatch", "kernels_sm90")]
-    sources += [tree / "cuda" / f"kernels_d{d}.cu" for d in WIDE_DIMS]
-    return toolchain.host_library(sources, "libhopper-wide", plugin=tree, optimize="-O1")
+    tree = toolchain.patched_tree("hopper-wide", {"cuda/dispatch.cu": [ALWAYS_WIDE]})
+    sources = [toolchain.SIMT / "attention_driver.cc", tree / "cuda" / "dispatch.cu", *kernel_sources()]
+    return toolchain.host_library(sources, "libhopper-wide", plugin=tree)
 
 
 def build_ada() -> Path:
@@ -82,7 +85,7 @@ def build_ada() -> Path:
     tree = toolchain.patched_tree("ada", patches)
     sources = [tree / "simt" / "attention_driver.cc"]
     sources += [tree / "cuda" / f"{name}.cu" for name in ("dispatch", "kernels_d32", "kernels_sm90")]
-    return toolchain.host_library(sources, "libada", plugin=tree, optimize="-O1")
+    return toolchain.host_library(sources, "libada", plugin=tree)
 
 
 def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tuple[Path, Path]:
@@ -91,7 +94,7 @@ def build_mutant(name: str, patches: Mapping[str, toolchain.Replacements]) -> tu
     tree = toolchain.patched_tree(name, {**patches, "cuda/dispatch.cu": dispatch})
     sources = [tree / "simt" / "attention_driver.cc"]
     sources += [tree / "cuda" / file for file in ("dispatch.cu", "kernels_d64.cu", "kernels_sm90.cu")]
-    return toolchain.host_library(sources, f"libmutant-{name}", plugin=tree, optimize="-O1"), tree
+    return toolchain.host_library(sources, f"libmutant-{name}", plugin=tree), tree
 
 
 def build_ptx(head_dim: int, stem: str = "attention", plugin: Path = toolchain.PLUGIN) -> Path:
@@ -99,12 +102,26 @@ def build_ptx(head_dim: int, stem: str = "attention", plugin: Path = toolchain.P
     return toolchain.ptx(plugin / "cuda" / f"kernels_d{head_dim}.cu", f"{stem}-d{head_dim}", plugin=plugin)
 
 
-def build_hopper_ptx(head_dim: int) -> Path:
-    """PTX of one head size's prologue and all wgmma kernels, in one file."""
-    kernels = toolchain.ptx(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu", "wgmma", arch="90a")
-    joined = toolchain.BUILD / f"hopper-d{head_dim}.ptx"
-    joined.write_text(build_ptx(head_dim).read_text() + kernels.read_text())
+def build_hopper_ptx(head_dim: int, wgmma: Path | None = None, stem: str = "hopper") -> Path:
+    """PTX of one head size's wgmma kernels, the product's or those of the file ``wgmma``, and of what runs beside them.
+
+    In one file, without the mma.sync kernels, which take the interpreter most of a second to read.
+    """
+    if wgmma is None:
+        wgmma = toolchain.ptx(toolchain.PLUGIN / "cuda" / "kernels_sm90.cu", "wgmma", arch="90a")
+    joined = toolchain.BUILD / f"{stem}-d{head_dim}.ptx"
+    joined.write_text(
+        _entries(build_ptx(head_dim), lambda name: "attention" not in name)
+        + _entries(wgmma, lambda name: name.endswith(f"_d{head_dim}"))
+    )
     return joined
+
+
+def _entries(ptx: Path, wanted: Callable[[str], bool]) -> str:
+    """The PTX with the kernels alone whose name is wanted."""
+    mark = "\t// .globl\t"
+    head, *kernels = ptx.read_text().split(mark)
+    return head + "".join(mark + kernel for kernel in kernels if wanted(kernel.split(maxsplit=1)[0]))
 
 
 class AttentionSimulator(Simulator):
@@ -130,6 +147,17 @@ class AttentionSimulator(Simulator):
         assert found, f"no wgmma kernel of {tile_m} queries for head size {head_dim}"
         return out[0], out[1], out[2], out[3]
 
+    def set_gpu(self, device: int, multiprocessors: int) -> None:
+        """What the backend finds: 10 * major + minor of the GPU, and its SMs."""
+        self.runtime.simt_set_device(device)
+        self.runtime.simt_set_multiprocessors(multiprocessors)
+
+    def describe(self, problem: Problem) -> str:
+        """What the problem would launch, in the dispatch's words."""
+        words = ctypes.create_string_buffer(256)
+        self.library.attention_describe(ctypes.byref(problem), words, ctypes.c_size_t(len(words)))
+        return words.value.decode()
+
     def attention(
         self,
         q: np.ndarray,
@@ -139,6 +167,7 @@ class AttentionSimulator(Simulator):
         *,
         mode: Mode = DEFAULT_MODE,
         device: int = 80,
+        multiprocessors: int = 132,
         ptx: ctypes.c_void_p | None = None,
         output_dtype: type = np.float32,
         bshd_output: bool = False,
@@ -154,6 +183,7 @@ class AttentionSimulator(Simulator):
             attributes: of the operator, by its names.
             mode: schedule and visibility.
             device: the simulated GPU, 10 * major + minor; 90 has wgmma kernels.
+            multiprocessors: of this GPU; 132 are those of an H100 or H200 SXM.
             ptx: a module of :meth:`load_ptx`: interpret it instead of running the host's compilation.
             output_dtype: of y.
             bshd_output: y is [B, Sq, Hq, Dv] in memory.
@@ -180,12 +210,10 @@ class AttentionSimulator(Simulator):
             arrays["present_key"] = np.zeros((batch, kv_heads, seqlen_kv, head_dim), q.dtype)
             arrays["present_value"] = np.zeros((batch, kv_heads, seqlen_kv, head_dim_v), q.dtype)
         problem, tensors = make_problem(arrays, **attributes)
-        self.runtime.simt_set_device(device)
+        self.set_gpu(device, multiprocessors)
         bytes_ = ctypes.c_size_t()
         self.call("attention_workspace", ctypes.byref(problem), ctypes.byref(bytes_))
-        words = ctypes.create_string_buffer(256)
-        self.library.attention_describe(ctypes.byref(problem), words, ctypes.c_size_t(len(words)))
-        self.chosen = words.value.decode()
+        self.chosen = self.describe(problem)
         # 256-byte aligned; filled with NaN-like bytes, since nobody clears the caller's workspace.
         raw = np.full(bytes_.value + 256, 0xFF, np.uint8)
         start = -raw.ctypes.data % 256

@@ -40,7 +40,10 @@ Meeting& meet(const char* instruction, loc_t l, const uint32_t* operands, int co
 void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
   Thread& self = this_thread();
   tsan_release(&barrier.tsan_token);
-  if (block->engines) block->engines->race.release(self.warp, barrier.arrivals);
+  if (block->engines) {
+    if (const char* wrong = block->engines->race.meet(self.warp, barrier.completed)) fail(wrong, l);
+    block->engines->race.release(self.warp, barrier.arrivals);
+  }
   if (barrier.arrived == 0) {
     barrier.expected = expected;
     for (unsigned& line : barrier.line_of_warp) line = 0;

@@ -73,8 +73,8 @@ def build(bugs: Mapping[str, toolchain.Replacements], kernel: str) -> Path:
     )
     parts.append(_DISPATCH.format(cases=cases, dim=DIM, shape=_SHAPE[kernel].format(dim=DIM)))
     (tree / "cuda" / "kernels_sm90.cu").write_text("\n".join(parts))
-    sources = [tree / "simt" / "attention_driver.cc"]
-    sources += [tree / "cuda" / file for file in ("dispatch.cu", f"kernels_d{DIM}.cu", "kernels_sm90.cu")]
+    sources = [toolchain.SIMT / "attention_driver.cc", toolchain.PLUGIN / "cuda" / f"kernels_d{DIM}.cu"]
+    sources += [tree / "cuda" / file for file in ("dispatch.cu", "kernels_sm90.cu")]
     return toolchain.host_library(sources, f"libhopper-bugs-{kernel}", plugin=tree, optimize="-O0")
 
 
@@ -84,9 +84,8 @@ class BuggyHopper(AttentionSimulator):
     def run(self, number: int, case: AttentionCase, mode: Mode) -> tuple[np.ndarray, int]:
         """``y`` and the number of products of the kernel with that bug, counted from 1; 0 is the product's."""
         self.library.choose_kernel(ctypes.c_int(number))
-        self.runtime.simt_set_multiprocessors(2)
         self.take_statistics()
         attributes = case_attributes(case, "int8", "tile")
-        y = self.attention(attributes=attributes, mode=mode, device=90, **case_arguments(case))["y"]
+        y = self.attention(attributes=attributes, mode=mode, device=90, multiprocessors=2, **case_arguments(case))["y"]
         assert self.chosen.startswith("attention_wgmma_"), self.chosen
         return y, self.take_statistics()["mma"]

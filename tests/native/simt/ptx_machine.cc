@@ -306,9 +306,13 @@ void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int n
   else if (barrier.expected != expected)
     fail(warp, instruction, "barrier with another thread count than an earlier arrival");
   warp.barrier = id;
-  if (machine.async) machine.async->race.release(warp.id, barrier.arrivals);
+  if (machine.async) {
+    if (const char* wrong = machine.async->race.meet(warp.id, barrier.completed)) fail(warp, instruction, wrong);
+    machine.async->race.release(warp.id, barrier.arrivals);
+  }
   if (++barrier.arrived < expected) return;
   barrier.arrived = 0;
+  barrier.completed = barrier.arrivals;
   std::vector<int> released;
   for (Warp& other : machine.warps)
     if (other.barrier == id && other.alive != 0) {

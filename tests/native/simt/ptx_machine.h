@@ -57,7 +57,7 @@ struct Warp {
 
 struct Barrier {
   int arrived = 0, expected = 0;  // warps
-  Clock arrivals;                 // as an mbarrier's
+  Clock arrivals, completed;      // as an mbarrier's
 };
 
 // Accumulators of one warp while products to them are in flight. Meanwhile each of the registers holds a mark of its

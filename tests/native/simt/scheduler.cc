@@ -20,7 +20,7 @@ constexpr size_t kSharedAlignment = 1024;
 
 Config active_config;
 int active_device = 80;
-int active_multiprocessors = 3;
+int active_multiprocessors = 132;
 Statistics total;
 Launcher active_launcher;
 

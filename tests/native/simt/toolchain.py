@@ -126,26 +126,29 @@ def host_library(
     plugin: Path = PLUGIN,
     sanitizer: str = "",
     not_sanitized: Sequence[Path] = (),
-    optimize: str = "-O2",
+    optimize: str = "-O1",
 ) -> Path:
     """Kernels and their driver, compiled by g++ against the runtime.
 
     Args:
-        sources: driver and kernels.
+        sources: driver and kernels, of the project's tree or of ``plugin``, each compiled with the headers of its own.
         stem: name of the library.
-        plugin: the plugin tree to compile, the project's or a patched copy.
+        plugin: a patched copy of the plugin tree, if there is one.
         sanitizer: "", "asan" or "tsan".
         not_sanitized: further sources, which save the time that a sanitizer costs.
-        optimize: the compiler's level without a sanitizer.
+        optimize: the compiler's level for the sources of a patched tree without a sanitizer.
     """
     library = runtime(sanitizer)
-    headers = [p for p in _sources(plugin, SIMT) if p.suffix in (".h", ".cuh")]
-    include = [f"-I{SIMT}", f"-I{plugin}", f"-I{plugin / 'include'}", "-xc++"]
 
     def compile_(source: Path, kind: str) -> Path:
-        flags = ["-O1", "-g1", *SANITIZERS[kind]] if kind else [optimize]
+        tree = plugin if source.is_relative_to(plugin) else PLUGIN
+        headers = [p for p in _sources(tree, SIMT) if p.suffix in (".h", ".cuh")]
+        include = [f"-I{SIMT}", f"-I{tree}", f"-I{tree / 'include'}", "-xc++"]
+        level = "-O1" if tree == PLUGIN or kind else optimize
+        flags = [level, "-g1", *SANITIZERS[kind]] if kind else [level]
         command = [*_CXX, "-c", *flags, *_KERNEL_WARNINGS, *include, str(source)]
-        return _build(f"{stem}{kind}-{source.stem}", ".o", [*headers, source], command)
+        # Libraries share the objects of the project's own sources.
+        return _build(f"{tree.name}{kind}-{source.stem}", ".o", [*headers, source], command)
 
     jobs = [(lambda s=s: compile_(s, sanitizer)) for s in sources]
     objects = _parallel(jobs + [(lambda s=s: compile_(s, "")) for s in not_sanitized])
