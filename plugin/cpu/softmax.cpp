@@ -34,14 +34,14 @@ HWY_INLINE VI to_code(VF y, VF factor) {
   return hn::And(hn::BitCast(DI(), shifted), hn::Set(DI(), 0xff));
 }
 
-// rint(255 * 2^x) for x <= 0; pack_codes() makes 0 of what it gives for x = -inf. Each step is taken for all four before
-// the next one: so their order, which processors keep to for the most part, puts no step right behind what it waits for.
+// rint(255 * 2^x) for x <= 0; pack_codes() makes 0 of what it gives for x = -inf. Each step is taken for all four
+// vectors before the next one, so that few instructions stand right behind what they wait for.
 HWY_INLINE void exp2_codes(const VF (&x)[4], VI (&code)[4]) {
   const DF d;
 #if HWY_TARGET <= HWY_AVX3
-  // AVX-512 takes x - floor(x) in one instruction, and in one more multiplies by 2^floor(x), which underflows by itself.
-  // The polynomial is 255 * 2^f on [0, 1], relative error 1.5e-7 in float32: no more than that of a rounded 2^f times
-  // 255.
+  // AVX-512 takes x - floor(x) in one instruction, and multiplies by 2^floor(x) in one, which underflows by itself.
+  // The polynomial is 255 * 2^f on [0, 1], relative error 1.5e-7 in float32: no more than that of a rounded 2^f
+  // times 255.
   VF f[4], y[4];
   for (int v = 0; v < 4; ++v) f[v] = VF{_mm512_reduce_ps(x[v].raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
   for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(hn::Set(d, 0x1.ea45d8p-2f), f[v], hn::Set(d, 0x1.25697cp+1f));
