@@ -34,22 +34,24 @@ HWY_INLINE VI to_code(VF y, VF factor) {
   return hn::And(hn::BitCast(DI(), shifted), hn::Set(DI(), 0xff));
 }
 
-// rint(255 * 2^x) for x <= 0; pack_codes() makes 0 of what it gives for x = -inf.
-HWY_INLINE VI exp2_code(VF x) {
+// rint(255 * 2^x) for x <= 0; pack_codes() makes 0 of what it gives for x = -inf. Each step is taken for all four
+// vectors before the next one, so that few instructions stand right behind what they wait for.
+HWY_INLINE void exp2_codes(const VF (&x)[4], VI (&code)[4]) {
   const DF d;
 #if HWY_TARGET <= HWY_AVX3
-  // AVX-512 scales by a power of two in one instruction, which underflows by itself. The polynomial is 255 * 2^f on
-  // [-1/2, 1/2], relative error 1.5e-7 in float32: no more than that of a rounded 2^f times 255.
-  const VF exponent = hn::Round(x);
-  const VF f = hn::Sub(x, exponent);
-  VF y = hn::MulAdd(hn::Set(d, 0x1.5aacbcp-2f), f, hn::Set(d, 0x1.3bcf44p+1f));
-  y = hn::MulAdd(y, f, hn::Set(d, 0x1.c4f02ep+3f));
-  y = hn::MulAdd(y, f, hn::Set(d, 0x1.ea0d1ep+5f));
-  y = hn::MulAdd(y, f, hn::Set(d, 0x1.618144p+7f));
-  y = hn::MulAdd(y, f, hn::Set(d, 0x1.fe0002p+7f));
-  return VI{_mm512_cvtps_epi32(_mm512_scalef_ps(y.raw, exponent.raw))};
+  // AVX-512 takes x - floor(x) in one instruction, and multiplies by 2^floor(x) in one, which underflows by itself.
+  // The polynomial is 255 * 2^f on [0, 1], relative error 1.5e-7 in float32: no more than that of a rounded 2^f
+  // times 255.
+  VF f[4], y[4];
+  for (int v = 0; v < 4; ++v) f[v] = VF{_mm512_reduce_ps(x[v].raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(hn::Set(d, 0x1.ea45d8p-2f), f[v], hn::Set(d, 0x1.25697cp+1f));
+  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.c78af2p+3f));
+  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.e9e9d4p+5f));
+  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.61821p+7f));
+  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.fdfffep+7f));
+  for (int v = 0; v < 4; ++v) code[v] = VI{_mm512_cvtps_epi32(_mm512_scalef_ps(y[v].raw, x[v].raw))};
 #else
-  return to_code(exp2_nonpositive(x), hn::Set(d, kMaxPCode));
+  for (int v = 0; v < 4; ++v) code[v] = to_code(exp2_nonpositive(x[v]), hn::Set(d, kMaxPCode));
 #endif
 }
 
@@ -67,20 +69,24 @@ HWY_INLINE void row_scores(const SoftmaxTile& a, int row, float* HWY_RESTRICT la
   const VI begin = hn::Set(di, !kPlain && a.key_begin ? a.key_begin[row] : 0);
   const VI end = hn::Set(di, !kPlain && a.key_end ? a.key_end[row] : INT32_MAX);
   VF max = excluded;
-  for (int64_t j = a.chunk_begin * kChunk; j < last; j += kLanes) {
-    VF x = hn::Mul(hn::Mul(hn::ConvertTo(d, hn::Load(di, s_row + j)), hn::Load(d, k_scale + j)), factor);
-    if constexpr (!kPlain) {
+  for (int64_t j = a.chunk_begin * kChunk; j < last; j += 4 * kLanes) {
+    VF x[4];
+    for (int v = 0; v < 4; ++v) x[v] = hn::ConvertTo(d, hn::Load(di, s_row + j + v * kLanes));
+    for (int v = 0; v < 4; ++v) x[v] = hn::Mul(x[v], hn::Load(d, k_scale + j + v * kLanes));
+    for (int v = 0; v < 4; ++v) x[v] = hn::Mul(x[v], factor);
+    for (int v = 0; !kPlain && v < 4; ++v) {
+      const int64_t at = j + v * kLanes;
       if (a.softcap != 0.f) {
         const VF cap = hn::Set(d, a.softcap);
-        x = hn::Mul(hn::Tanh(d, hn::Div(hn::Add(x, hn::Set(d, a.offset[row])), cap)), cap);
+        x[v] = hn::Mul(hn::Tanh(d, hn::Div(hn::Add(x[v], hn::Set(d, a.offset[row])), cap)), cap);
       }
-      if (a.bias != nullptr) x = hn::Add(x, hn::LoadU(d, a.bias + row * a.bias_stride + j));
-      const VI key = hn::Iota(di, static_cast<int32_t>(j));
+      if (a.bias != nullptr) x[v] = hn::Add(x[v], hn::LoadU(d, a.bias + row * a.bias_stride + at));
+      const VI key = hn::Iota(di, static_cast<int32_t>(at));
       const auto inside = hn::And(hn::Ge(key, begin), hn::Lt(key, end));
-      x = hn::IfThenElse(hn::RebindMask(d, inside), x, excluded);
+      x[v] = hn::IfThenElse(hn::RebindMask(d, inside), x[v], excluded);
     }
-    hn::Store(x, d, x_row + j);
-    max = hn::Max(max, x);
+    for (int v = 0; v < 4; ++v) hn::Store(x[v], d, x_row + j + v * kLanes);
+    max = hn::Max(max, hn::Max(hn::Max(x[0], x[1]), hn::Max(x[2], x[3])));
   }
   hn::Store(max, d, lane_max);
 }
@@ -111,13 +117,14 @@ HWY_INLINE void row_exp(const SoftmaxTile& a, int row, float reference,
     const DUB dub;
     uint8_t* p_row = a.p + row * a.stride;
     for (int64_t j = a.chunk_begin * kChunk; j < last; j += 4 * kLanes) {
+      VF x[4];
       VI code[4];
-      for (int v = 0; v < 4; ++v) {
-        const VF x = hn::Sub(hn::Load(d, x_row + j + v * kLanes), ref);
-        if constexpr (kForm == PForm::kTile) {
-          code[v] = exp2_code(x);
-        } else {
-          const VF y = exp2_nonpositive(x);
+      for (int v = 0; v < 4; ++v) x[v] = hn::Sub(hn::Load(d, x_row + j + v * kLanes), ref);
+      if constexpr (kForm == PForm::kTile) {
+        exp2_codes(x, code);
+      } else {
+        for (int v = 0; v < 4; ++v) {
+          const VF y = exp2_nonpositive(x[v]);
           sum = hn::Add(sum, y);
           code[v] = to_code(y, hn::Set(d, kMaxCode));
         }
