@@ -521,3 +521,30 @@ def test_sizes_of_a_split_that_inference_does_not_reach(split):
         }}"""
     )
     check_raise(model, values={"X": np.random.default_rng(0).standard_normal((2, 5, 96)).astype(np.float32)})
+
+
+def test_an_empty_slice_that_inference_does_not_reach():
+    """A rotary embedding of all channels: the rest of each head, of no channels, is put behind it."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 17]> g (float[B, S, 32] X) => (float[B, 2, S, 16] Y) {
+            minus = Constant <value = int64[1] {-1}> ()
+            two = Constant <value = int64[1] {2}> ()
+            zero = Constant <value = int64[1] {0}> ()
+            width = Constant <value = int64[1] {16}> ()
+            last = Constant <value = int64[1] {9223372036854775807}> ()
+            three = Constant <value = int64[1] {3}> ()
+            front = Shape <start = 0, end = 2> (X)
+            apart = Concat <axis = 0> (front, two, minus)
+            w = Reshape (X, apart)
+            v = Transpose <perm = [0, 2, 1, 3]> (w)
+            turned = Slice (v, zero, width, three)
+            rest = Slice (v, width, last, three)
+            doubled = Add (turned, turned)
+            q = Concat <axis = 3> (doubled, rest)
+            k = Transpose <perm = [0, 1, 3, 2]> (q)
+            s = MatMul (q, k)
+            P = Softmax <axis = -1> (s)
+            Y = MatMul (P, v)
+        }"""
+    )
+    check_raise(model, values={"X": np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)})

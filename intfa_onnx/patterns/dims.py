@@ -190,7 +190,8 @@ class Dims:
             start, limit, step = (b[0] if b is not None and len(b) == 1 else None for b in bounds)
             return difference(limit, start) if step == 1 and start is not None and limit is not None else None
         if op in ("Slice", "Split", "Concat", "Gather"):
-            return self._along_other_axes(node, axis) or self._part(node, value, axis)
+            size = self._along_other_axes(node, axis)
+            return self._part(node, value, axis) if size is None and op == "Split" else size
         if op in ("Squeeze", "Unsqueeze") and rank is not None and first_rank is not None:
             axes = self._view.axes(node)
             if axes is None:
@@ -278,8 +279,6 @@ class Dims:
 
     def _part(self, node: ir.Node, part: ir.Value, axis: int) -> Token | None:
         """Size of a part of a Split along its axis: as given, or all alike."""
-        if node.op_type != "Split":
-            return None
         given = self.content(node.inputs[1]) if len(node.inputs) > 1 else None
         if given is None and "split" in node.attributes:
             given = tuple(node.attributes["split"].as_ints())
