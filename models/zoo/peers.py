@@ -15,7 +15,7 @@ import onnx
 
 from zoo.case import Case
 from zoo.export import Variant, one_thread
-from zoo.verify import GROWTH, difference, epsilon, given, largest, session
+from zoo.verify import GROWTH, difference, epsilon, feeds_of, given, largest, session
 
 SECONDS = 120  # for one model, of which each peer needs a few
 _CONTRIB = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention")
@@ -67,7 +67,7 @@ def _answer(questions: Connection) -> None:
 
 
 def _ask(peer: str, path: Path, case: Case) -> int | str:
-    feed = next(iter(case.feeds()))[1]
+    feed = feeds_of(path, case)[0][0][1]
     before = session(path)
     try:
         fused, run = PEERS[peer][0](path, case)
