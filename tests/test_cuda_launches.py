@@ -63,8 +63,9 @@ def case_named(name: str) -> AttentionCase:
         ("static_head", "tile", ["quantize_kv", "attention"]),
         ("static_head", "paper", ["quantize_kv", "attention"]),
         ("static_head", "half", ["quantize_kv", "attention"]),
-        ("int8_tensor", "tile", ["quantize_kv", "attention"]),
-        ("int8_channel", "tile", ["quantize_kv", "attention"]),  # the past is INT8 too
+        ("int8_tensor", "tile", ["quantize_v", "attention"]),  # K is read in place
+        ("int8_tensor", "half", ["quantize_v", "attention"]),
+        ("int8_channel", "paper", ["quantize_v", "attention"]),  # the past is INT8 too
         ("decode", "tile", [*PROLOGUE, "attention"]),  # too few keys to split
         ("many_tiles", "tile", [*PROLOGUE, "attention", "merge"]),
         ("many_tiles", "half", [*PROLOGUE, "attention", "merge"]),
@@ -91,6 +92,11 @@ def test_every_launch_is_on_the_callers_stream_and_checked(launch: Launch, case:
         code, until = launch(case, form, failing)
         assert code == RUNTIME_ERROR
         assert until == [*lines[:failing], ["cudaLaunchKernel:", "words", "(name)"]]
+
+
+def test_padded_codes_are_packed(launch: Launch) -> None:
+    code, lines = launch(dataclasses.replace(case_named("int8_tensor"), head_dim=48), "tile")
+    assert (code, [line[0] for line in lines]) == (OK, ["quantize_kv", "attention"])
 
 
 def test_nothing_to_do_launches_nothing(launch: Launch) -> None:

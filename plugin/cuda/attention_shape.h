@@ -3,7 +3,7 @@
 // Shared memory, in this order:
 //   kNumStages stages of {K tile [kTileN, Dp] s8, V^T tile [Dp, kTileN] s8 or f16, k_scale [kTileN] f32}
 //   Q's codes [kTileM, Dp] s8, where they do not live in registers
-//   per warp eight words: four times the bits of kBias, then its Limits
+//   per warp eight words: four times the bits of kBias, then Limits (of warp 0) or CodeRows (of the others)
 //   with kScored: the mask's terms for the tile and kMaskStrips strips of each warp [16 * kNumWarps, kTileN] f32, as
 //   their lanes need them, unless kMaskInNextStage; shift [kTileM] f32 (RowTable) unit [kTileM] f32 (RowTable)
 #pragma once

@@ -9,7 +9,7 @@
 // (fragment.cuh); the softmax is online_softmax.cuh.
 //
 // Tensors (types and shapes: traits.cuh): Q as given, through its strides; K, V^T and scales as the prologue packed
-// them; Y and lse out.
+// them, or INT8 K as given (code_rows.cuh); Y and lse out.
 //
 // kScored: the scores pass through softcap or a mask tensor, in log2 units. Causal, window, ragged ends and nonpad
 // lengths are limits [begin, end) per row and belong to every kernel: tiles outside the limits of all rows are not
@@ -26,6 +26,7 @@
 #include <type_traits>
 
 #include "cuda/attention_shape.h"
+#include "cuda/code_rows.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/fragment.cuh"
 #include "cuda/online_softmax.cuh"
@@ -61,12 +62,12 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   // K and V tiles on their way: `source` is the next one to fetch.
   const char* source = params.packed.tiles + 16 * threadIdx.x +
                        (static_cast<int64_t>(work.kv_head) * params.num_tiles + first_tile) * Source::kBytes;
-  auto next_stage = [&](uint32_t stage) {
-    return stage + Shape::kStageBytes == smem + kNumStages * Shape::kStageBytes ? smem : stage + Shape::kStageBytes;
-  };
-  auto fetch = [&](int tile, uint32_t destination) {
+  static_assert(kNumStages == 2, "the next stage is the other one");
+  auto next_stage = [&](uint32_t stage) { return 2 * smem + Shape::kStageBytes - stage; };
+  auto fetch = [&](int tile, uint32_t destination, auto code_rows) {
     if (tile < last_tile) {
-      KTile::template copy_async<kTileN, kThreads>(destination, source);
+      if (params.k_in_place) code_rows().template copy_async<kDim, kThreads>(params, tile, destination);
+      if (!params.k_in_place) KTile::template copy_async<kTileN, kThreads>(destination, source);
       VTile::template copy_async<kDim, kThreads>(destination + Shape::kKBytes, source + Source::kV);
       if (threadIdx.x < kTileN / 4) {
         ptx::cp_async16(destination + Shape::kScaleOffset + 16 * threadIdx.x, source + Source::kScale);
@@ -75,8 +76,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
     }
     ptx::cp_async_commit();  // an empty group too, so that the waits count alike
   };
-#pragma unroll
-  for (int i = 0; i < kNumStages - 1; ++i) fetch(first_tile + i, smem + i * Shape::kStageBytes);
+  fetch(first_tile, smem, [&] { return CodeRows::of(params, work); });
 
   // Q: codes into shared memory, unit and shift per row; by each warp for itself.
   const uint32_t q_tile = smem + Shape::kQOffset + warp * Shape::kWarpRows * KTile::kPitch;
@@ -86,7 +86,9 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   // constant it keeps one quad of registers, where known ones would cost four moves per accumulator.
   const uint32_t constants = smem + Shape::kConstantsOffset + 32 * warp;
   if (lane < 4) ptx::st_shared(constants + 4 * lane, static_cast<uint32_t>(kBiasBits));
-  if (lane == 0) limits.store(constants + 16);
+  if (lane == 0) {
+    warp == 0 ? limits.store(constants + 16) : CodeRows::of(params, work).store(constants + 16);
+  }
   ptx::sync_warp();
   int32_t start[4];
   ptx::ld_shared(start, constants);
@@ -119,8 +121,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
 
   uint32_t k_tile = smem;  // of the current stage
   auto fetch_ahead = [&](int tile) {
-    const bool first = k_tile == smem;  // the stage before it is the one to fill
-    fetch(tile + kNumStages - 1, first ? smem + (kNumStages - 1) * Shape::kStageBytes : k_tile - Shape::kStageBytes);
+    fetch(tile + 1, next_stage(k_tile), [&] { return CodeRows::kept(smem + Shape::kConstantsOffset + 48); });
   };
   auto late_fetch = [&](int tile) {
     if constexpr (Shape::kMaskInNextStage) {
@@ -132,6 +133,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   auto step = [&](auto masked, unsigned tile) {
     constexpr bool kMasked = decltype(masked)::value;
     ptx::cp_async_wait<kNumStages - 2>();
+    if (params.k_in_place) CodeRows::clamp<kDim, kThreads>(k_tile);
     ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy overwrites
     if constexpr (!Shape::kMaskInNextStage) fetch_ahead(tile);
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;

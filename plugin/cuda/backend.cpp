@@ -11,7 +11,7 @@ Status backend_workspace_bytes(const AttentionProblem& problem, const Execution&
 }
 
 Status backend_run(const AttentionProblem& problem, const AttentionTensors& tensors, const Execution& execution) {
-  if (log_enabled()) log_line("CUDA: " + describe(problem) + ": " + cuda::describe(problem));
+  if (log_enabled()) log_line("CUDA: " + describe(problem) + ": " + cuda::describe(problem, tensors));
   return cuda::run(problem, tensors, execution.stream);
 }
 

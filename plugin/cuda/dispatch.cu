@@ -202,6 +202,22 @@ Packed packed_of(const Plan& plan, void* workspace) {
           reinterpret_cast<float*>(base + w.v_scale), reinterpret_cast<uint32_t*>(base + w.tile_flags)};
 }
 
+// Whether the attention kernel reads K's codes where the caller has them: rows of whole 16-byte chunks, without padding
+// to the kernel's head size. wgmma wants core matrices, which the prologue makes.
+bool k_in_place(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
+  const TensorStrides& s = problem.k_strides;
+  return problem.dtype == DataType::kInt8 && plan.attention->order == ChunkOrder::kRows &&
+         problem.head_dim == plan.kernels->head_dim &&
+         aligned(tensors.k, {s.batch, s.head, s.token}, problem.dtype, 16) &&
+         aligned(tensors.past_key, {}, problem.dtype, 16);  // contiguous
+}
+
+// past_key or past_value
+View cache_view(const AttentionProblem& problem, const void* data, int64_t channels) {
+  const int64_t head = problem.seqlen_past * channels;
+  return view_of(data, {problem.kv_num_heads * head, head, channels}, problem.dtype);
+}
+
 PrologueParams prologue_params(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
   PrologueParams p{};
   p.batch = static_cast<int>(problem.batch);
@@ -216,12 +232,8 @@ PrologueParams prologue_params(const AttentionProblem& problem, const AttentionT
   p.dtype = problem.dtype;
   p.k = view_of(tensors.k, problem.k_strides, problem.dtype);
   p.v = view_of(tensors.v, problem.v_strides, problem.dtype);
-  auto cache = [&](const void* data, int64_t channels) {
-    const int64_t head = problem.seqlen_past * channels;
-    return view_of(data, {problem.kv_num_heads * head, head, channels}, problem.dtype);
-  };
-  p.past_key = cache(tensors.past_key, problem.head_dim);
-  p.past_value = cache(tensors.past_value, problem.head_dim_v);
+  p.past_key = cache_view(problem, tensors.past_key, problem.head_dim);
+  p.past_value = cache_view(problem, tensors.past_value, problem.head_dim_v);
   p.nonpad_kv_seqlen = problem.has_nonpad_kv_seqlen ? tensors.nonpad_kv_seqlen : nullptr;
   p.k_scale = problem.k_scale != ScaleGranularity::kNone ? tensors.k_scale : nullptr;
   p.v_scale = problem.v_scale != ScaleGranularity::kNone ? tensors.v_scale : nullptr;
@@ -233,6 +245,7 @@ PrologueParams prologue_params(const AttentionProblem& problem, const AttentionT
   p.half_v = problem.precision == Precision::kInt8QK;
   p.k_statistics = plan.k_statistics;
   p.v_statistics = plan.v_statistics;
+  p.k_in_place = k_in_place(problem, tensors, plan);
   p.order = plan.attention->order;
   p.present_key = tensors.present_key;
   p.present_value = tensors.present_value;
@@ -264,6 +277,10 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.q_scale = problem.q_scale != ScaleGranularity::kNone ? tensors.q_scale : nullptr;
   p.q_scale_kind = problem.q_scale;
   p.packed = packed_of(plan, tensors.workspace);
+  p.k_in_place = k_in_place(problem, tensors, plan);
+  p.seqlen_past = static_cast<int>(problem.seqlen_past);
+  p.k = view_of(tensors.k, problem.k_strides, problem.dtype);
+  p.past_key = cache_view(problem, tensors.past_key, problem.head_dim);
   p.y = tensors.y;
   p.y_batch = problem.y_strides.batch;
   p.y_head = problem.y_strides.head;
@@ -326,7 +343,7 @@ Status supports(const AttentionProblem& problem) {
   return make_plan(problem, &plan);
 }
 
-std::string describe(const AttentionProblem& problem) {
+std::string describe(const AttentionProblem& problem, const AttentionTensors& tensors) {
   Plan plan;
   if (Status status = make_plan(problem, &plan); !status.ok()) return status.message();
   static const char* const kNames[] = {"tile", "paper", "half"};
@@ -337,7 +354,8 @@ std::string describe(const AttentionProblem& problem) {
          std::to_string(attention.tile_m) + "x" + std::to_string(attention.tile_n) +
          (attention.persistent ? ", one block per SM" : "") +
          (plan.rows.heads > 1 ? ", " + std::to_string(plan.rows.heads) + " heads packed" : "") +
-         (plan.k_statistics ? ", mean of K" : "") + (plan.v_statistics ? ", amax of V" : "") +
+         (k_in_place(problem, tensors, plan) ? ", K in place" : "") + (plan.k_statistics ? ", mean of K" : "") +
+         (plan.v_statistics ? ", amax of V" : "") +
          (plan.num_splits > 1 ? ", keys split in " + std::to_string(plan.num_splits) : "") + ", workspace " +
          std::to_string(plan.workspace.bytes) + " bytes";
 }

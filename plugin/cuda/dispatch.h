@@ -16,7 +16,7 @@ Status supports(const AttentionProblem& problem);
 const char* architectures();
 
 // What run() would launch, in words.
-std::string describe(const AttentionProblem& problem);
+std::string describe(const AttentionProblem& problem, const AttentionTensors& tensors);
 
 // Device memory that run() needs, at a multiple of 256 bytes.
 Status workspace_bytes(const AttentionProblem& problem, size_t* bytes);

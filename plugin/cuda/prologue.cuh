@@ -3,7 +3,8 @@
 //   statistics   partial sums of K per channel and partial amax of V per channel, over chunks of tokens
 //   quantize_kv  K -> codes of K - mean with one scale per key (or per group of keys); V -> codes of V^T with one scale
 //   per channel
-//                (or head); copies into the present caches where the caller asks for them
+//                (or head); copies into the present caches where the caller asks for them. Of INT8 K that the attention
+//                kernel reads in place, the scales alone
 //
 // Statistics run over the valid tokens, past and new, without padding: K's over those without a non-finite channel, V's
 // over all finite elements, since the others of their token count as they are.
@@ -154,6 +155,16 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
   const uint32_t means = smem, amaxes = smem + 8 * kDim;
   char* packed = block.template packed_tile<kHalfV>();
   float* k_scales = reinterpret_cast<float*>(packed + PackedTile<kDim, kHalfV>::kScale);
+  uint32_t& flag = params.packed.tile_flags[block.index * params.num_tiles + tile];
+
+  if (params.k_in_place) {
+    for (int row = threadIdx.x; row < kTileN; row += kPrologueThreads) {
+      const float scale = static_scale(params.k_scale, params.k_scale_kind, block.kv_head);
+      k_scales[row] = tile * kTileN + row < block.valid ? round_up_22_bits(scale) : 1.f;
+    }
+    if (threadIdx.x == 0) flag = 0;
+    return;
+  }
 
   for (int c = threadIdx.x; c < kDim; c += kPrologueThreads) {
     float mean = 0.f;
@@ -240,7 +251,7 @@ INTFA_DEVICE void quantize_k_tile(const PrologueParams& params, const PrologueBl
     const bool marked =
         ptx::ld_shared(amaxes + 4 * block.lane) < 0.f || ptx::ld_shared(amaxes + 4 * (block.lane + 32)) < 0.f;
     const bool any = ptx::warp_any(marked);
-    if (block.lane == 0) params.packed.tile_flags[block.index * params.num_tiles + tile] = any;
+    if (block.lane == 0) flag = any;
   }
 }
 

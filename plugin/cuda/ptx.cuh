@@ -117,6 +117,10 @@ INTFA_DEVICE void st_shared(uint32_t address, const float (&v)[4]) {
   asm volatile("st.shared.v4.f32 [%0],{%1,%2,%3,%4};" ::"r"(address), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
                : "memory");
 }
+INTFA_DEVICE void st_shared(uint32_t address, const uint32_t (&v)[4]) {
+  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
 INTFA_DEVICE void st_shared(uint32_t address, uint32_t v) {
   asm volatile("st.shared.u32 [%0],%1;" ::"r"(address), "r"(v) : "memory");
 }
@@ -250,6 +254,7 @@ INTFA_DEVICE int32_t ld_shared_s32(uint32_t address INTFA_LOC) {
 }
 INTFA_DEVICE void st_shared(uint32_t address, float v INTFA_LOC) { simt::sts(address, &v, 4, loc); }
 INTFA_DEVICE void st_shared(uint32_t address, const float (&v)[4] INTFA_LOC) { simt::sts(address, v, 16, loc); }
+INTFA_DEVICE void st_shared(uint32_t address, const uint32_t (&v)[4] INTFA_LOC) { simt::sts(address, v, 16, loc); }
 INTFA_DEVICE void st_shared(uint32_t address, uint32_t v INTFA_LOC) { simt::sts(address, &v, 4, loc); }
 INTFA_DEVICE void st_shared(uint32_t address, uint16_t v INTFA_LOC) { simt::sts(address, &v, 2, loc); }
 INTFA_DEVICE void st_shared(uint32_t address, int8_t v INTFA_LOC) { simt::sts(address, &v, 1, loc); }

@@ -40,6 +40,8 @@ struct WarpRows {
 // 4t..4t+3: exactly what it needs as A operand of an 8-bit P.V product, so P never moves between lanes. The float16 V^T
 // uses the same order.
 INTFA_DEVICE int packed_row(int key) { return (key & ~15) | (key & 2) << 2 | (key >> 1 & 6) | (key & 1); }
+// The key in a row.
+INTFA_DEVICE int packed_key(int row) { return (row & ~15) | (row & 8) >> 2 | (row & 6) << 1 | (row & 1); }
 
 // Byte offset of a 16-byte chunk of an operand whose rows have kRowBytes.
 template <int kRowBytes>

@@ -45,7 +45,7 @@ enum class ChunkOrder { kRows, kCoreMatrices };
 
 // One packed tile of kTileN keys: K, V^T and k_scale behind each other, in the order in which a CTA copies them to
 // shared memory.
-//   K        [kTileN, Dp] s8, rows in packed_row order; zero beyond Skv and D
+//   K        [kTileN, Dp] s8, rows in packed_row order; zero beyond Skv and D. Not written where K is read in place
 //   V^T      [Dp, kTileN] s8, or float16 in packed_row order; zero beyond Skv and Dv
 //   k_scale  [kTileN] f32, 22 significant bits; 1 beyond Skv
 template <int kDim, bool kHalfV>
@@ -76,6 +76,7 @@ struct PrologueParams {
   ScaleGranularity k_scale_kind, v_scale_kind;
   bool smooth, group_scale, head_v_scale, half_v;
   bool k_statistics, v_statistics;
+  bool k_in_place;  // the attention kernel reads K's codes where they are: scales alone
   ChunkOrder order;
   void *present_key, *present_value;  // [B, Hkv, Skv, D] or null
   float* partial_sum;                 // [B*Hkv, num_chunks, Dp]: of K, over finite valid tokens
@@ -100,6 +101,9 @@ struct AttentionParams {
   const float* q_scale;  // static, or null: one per token, made in the kernel
   ScaleGranularity q_scale_kind;
   Packed packed;
+  int k_in_place;   // K's codes come from k and past_key, whose rows are 16-byte aligned and Dp long, not from `packed`
+  int seqlen_past;  // in past_key
+  View k, past_key;                  // [B, Hkv, seqlen_new, D], [B, Hkv, seqlen_past, D]
   void* y;                           // [B, Hq, Sq, Dv]
   int64_t y_batch, y_head, y_token;  // strides in elements
   bool y_pairs;                      // two channels from an even one are aligned to their own size

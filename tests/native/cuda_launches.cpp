@@ -48,9 +48,12 @@ const void* address(void (*kernel)(Params)) {
   return reinterpret_cast<const void*>(kernel);
 }
 
-const char* name_of(const void* kernel) {
+// quantize_v: quantize_kv that leaves K where it is.
+const char* name_of(const void* kernel, void** arguments) {
   if (kernel == address(statistics)) return "statistics";
-  if (kernel == address(quantize_kv)) return "quantize_kv";
+  if (kernel == address(quantize_kv)) {
+    return static_cast<const PrologueParams*>(arguments[0])->k_in_place ? "quantize_v" : "quantize_kv";
+  }
   if (kernel == address(attention)) return "attention";
   return kernel == address(merge) ? "merge" : "unknown";
 }
@@ -70,10 +73,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3, void**, size_t, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3, void** arguments, size_t, cudaStream_t stream) {
   if (launches++ == failing_launch) return cudaErrorLaunchOutOfResources;
-  launched += std::string(name_of(kernel)) + " " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" +
-              std::to_string(grid.z) + " " + std::to_string(reinterpret_cast<uintptr_t>(stream)) + "\n";
+  launched += std::string(name_of(kernel, arguments)) + " " + std::to_string(grid.x) + "x" + std::to_string(grid.y) +
+              "x" + std::to_string(grid.z) + " " + std::to_string(reinterpret_cast<uintptr_t>(stream)) + "\n";
   return cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "words"; }

@@ -11,7 +11,7 @@ import numpy as np
 from c_abi import kernel_attributes
 from cases import AttentionCase, typed_inputs
 
-from intfa_onnx.c_abi import Problem
+from intfa_onnx.c_abi import Problem, Tensors
 from intfa_onnx.c_problem import make_problem
 
 from . import toolchain
@@ -130,6 +130,7 @@ class AttentionSimulator(Simulator):
     def __init__(self, library: Path | None = None, sanitizer: str = "") -> None:
         super().__init__(library or build(sanitizer=sanitizer), sanitizer)
         self.chosen = ""  # what the last problem ran, in the dispatch's words
+        self.workspace = np.empty(0, np.uint8)  # what it left there
 
     def shape(self, head_dim: int, arithmetic: str, scored: bool = False) -> tuple[int, int, int]:
         """Queries per block, threads and bytes of shared memory of the ``tile``, ``paper`` or ``half`` kernel."""
@@ -152,10 +153,13 @@ class AttentionSimulator(Simulator):
         self.runtime.simt_set_device(device)
         self.runtime.simt_set_multiprocessors(multiprocessors)
 
-    def describe(self, problem: Problem) -> str:
-        """What the problem would launch, in the dispatch's words."""
+    def describe(self, problem: Problem, tensors: Tensors | None = None) -> str:
+        """What the problem would launch, in the dispatch's words; without tensors, with aligned ones."""
         words = ctypes.create_string_buffer(256)
-        self.library.attention_describe(ctypes.byref(problem), words, ctypes.c_size_t(len(words)))
+        tensors = tensors or Tensors()
+        self.library.attention_describe(
+            ctypes.byref(problem), ctypes.byref(tensors), words, ctypes.c_size_t(len(words))
+        )
         return words.value.decode()
 
     def attention(
@@ -213,11 +217,11 @@ class AttentionSimulator(Simulator):
         self.set_gpu(device, multiprocessors)
         bytes_ = ctypes.c_size_t()
         self.call("attention_workspace", ctypes.byref(problem), ctypes.byref(bytes_))
-        self.chosen = self.describe(problem)
+        self.chosen = self.describe(problem, tensors)
         # 256-byte aligned; filled with NaN-like bytes, since nobody clears the caller's workspace.
         raw = np.full(bytes_.value + 256, 0xFF, np.uint8)
         start = -raw.ctypes.data % 256
-        workspace = raw[start : start + bytes_.value]
+        workspace = self.workspace = raw[start : start + bytes_.value]
         self.configure(mode)
         if ptx is None:
             self.use_host()

@@ -25,8 +25,9 @@ SIMT_API int attention_max_workspace(const intfa_problem* problem, size_t* bytes
 }
 
 // What the problem would launch, in words.
-SIMT_API void attention_describe(const intfa_problem* problem, char* out, size_t bytes) {
-  std::snprintf(out, bytes, "%s", intfa::cuda::describe(intfa::to_problem(*problem)).c_str());
+SIMT_API void attention_describe(const intfa_problem* problem, const intfa_tensors* tensors, char* out, size_t bytes) {
+  const std::string words = intfa::cuda::describe(intfa::to_problem(*problem), intfa::to_tensors(*tensors));
+  std::snprintf(out, bytes, "%s", words.c_str());
 }
 
 SIMT_API int attention_run(const intfa_problem* problem, const intfa_tensors* tensors, void* workspace, char* error,

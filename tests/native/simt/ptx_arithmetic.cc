@@ -271,12 +271,13 @@ void add_conversions(Table& table) {
 }
 
 // Insert: bits [position, position + length) of b replaced by the low bits of a. Operands: d, a, b, position, length.
+template <class T>
 void insert_bits(Warp& warp, const Instruction& i, LaneMask mask) {
-  auto* d = warp.lanes<uint32_t>(i.operand[0]);
-  const uint32_t *a = warp.lanes<uint32_t>(i.operand[1]), *b = warp.lanes<uint32_t>(i.operand[2]),
-                 *position = warp.lanes<uint32_t>(i.operand[3]), *length = warp.lanes<uint32_t>(i.operand[4]);
+  auto* d = warp.lanes<T>(i.operand[0]);
+  const T *a = warp.lanes<T>(i.operand[1]), *b = warp.lanes<T>(i.operand[2]);
+  const uint32_t *position = warp.lanes<uint32_t>(i.operand[3]), *length = warp.lanes<uint32_t>(i.operand[4]);
   each_lane(mask, [&](int l) {
-    const uint32_t ones = length[l] >= 32 ? ~0u : (1u << length[l]) - 1, field = kShiftLeft(ones, position[l]);
+    const T ones = length[l] >= 8 * sizeof(T) ? ~T(0) : (T(1) << length[l]) - 1, field = kShiftLeft(ones, position[l]);
     d[l] = (b[l] & ~field) | (kShiftLeft(a[l], position[l]) & field);
   });
 }
@@ -362,7 +363,8 @@ void add_special(Table& table) {
             ternary<uint32_t, uint32_t, uint32_t, uint32_t, [](uint32_t a, uint32_t position, uint32_t length) {
               return kShiftRight(a, position) & (length >= 32 ? ~0u : (1u << length) - 1);
             }>);
-  table.add("bfi.b32", "rrrrr", insert_bits);
+  table.add("bfi.b32", "rrrrr", insert_bits<uint32_t>);
+  table.add("bfi.b64", "dddrr", insert_bits<uint64_t>);
   table.add("lop3.b32", "rrrri", logic_3);
   // The upper word of {b, a} shifted left by n % 32, and the lower word of it shifted right.
   table.add("shf.l.wrap.b32", "rrrr",
