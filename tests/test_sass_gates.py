@@ -151,6 +151,30 @@ def test_main_loop_is_the_plain_one():
         pipe_model.main_loop(code, 3)
 
 
+def test_codes_in_place_do_not_count():
+    """Blocks that clamp and copy codes go; scales that every tile reads, and a mask's terms, stay."""
+    code = loop(
+        "@!P0 BRA 0x60",
+        "LDS.128 R4, [R0]",
+        "@!P1 BRA 0x60",
+        "LDS.128 R4, [R0]",
+        "STS.128 [R0], R4",
+        "@P2 BRA 0x30",
+        "@!P3 BRA 0xb0",
+        "@!P0 BRA 0xa0",
+        "LDS.128 R4, [0x10]",
+        "LDGSTS.E.BYPASS.128 [R0], [R4.64]",
+        "LDGSTS.E.BYPASS.128 [R0], [R8.64]",
+        "LDS.128 R4, [R0+0x2000]",
+        "@!P4 BRA 0xf0",
+        "LDG.E R4, [R8.64]",
+        "STS.128 [R0], R4",
+        "LDS.128 R4, [R0]",
+    )
+    kept = pipe_model.of_float_input(code)
+    assert [i.address // 16 for i in kept] == [0, 6, 7, 10, 11, 12, 13, 14, 15]
+
+
 def test_occupancy():
     """On sm_89 two blocks of 50 KB fit into 100 KB only without their reserved kilobyte."""
     ada = pipe_model.ARCHITECTURES["89"]

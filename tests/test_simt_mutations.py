@@ -23,7 +23,7 @@ WAIT = "    ptx::cp_async_wait<kNumStages - 2>();\n"
 BARRIER = "    ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy "
 BARRIER += "overwrites\n"
 FETCH = "    if constexpr (!Shape::kMaskInNextStage) fetch_ahead(tile);\n"
-CLAMP = "    if (params.k_in_place) CodeRows::clamp<kDim, kThreads>(k_tile);\n"
+CLAMP = "    if (params.k_in_place) KCodes::clamp(k_tile);\n"
 V_SCALE = "    ptx::st_shared(scales + 4 * c, scale);\n"
 V_SCALE_OF_TILE_0 = "    if (tile > 0) scale = params.packed.v_scale[block.index * kDim + c];\n" + V_SCALE
 # A launch again, earlier than it may be; the one in its place is skipped.
@@ -95,10 +95,11 @@ MUTATIONS = {
     "codes_clamped_after_the_barrier": Mutation(
         {KERNEL: [(CLAMP, ""), (BARRIER + FETCH, BARRIER + CLAMP + FETCH)]}, case="int8_tensor", interpreter=True
     ),
-    "lowest_code_kept": Mutation({CODES: [("if (any != 0)", "if (false)")]}, case="int8_tensor"),
-    "codes_not_permuted": Mutation({CODES: [("packed_key(row)", "row")]}, case="int8_channel"),
+    "lowest_code_kept": Mutation({CODES: [("if ((any & 0x80808080) == 0) return;", "return;")]}, case="int8_tensor"),
+    "codes_not_permuted": Mutation({CODES: [("packed_key(thread / kWide)", "thread / kWide")]}, case="int8_channel"),
     "a_row_beyond_the_codes": Mutation(
-        {CODES: [("params.seqlen_kv - 1", "params.seqlen_kv")]}, case="int8_tensor", modes=None, interpreter=True
+        {CODES: [("params.seqlen_kv - 1 - tile", "params.seqlen_kv - tile")]},
+        case="int8_tensor", modes=None, interpreter=True,
     ),
     # Between the blocks of a launch. In the order in which the simulators run them, some of the results are right.
     "splits_share_partial_results": Mutation(

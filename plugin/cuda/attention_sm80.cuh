@@ -44,6 +44,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   constexpr int kStrips = Shape::kStrips, kTileM = Shape::kTileM, kThreads = Shape::kThreads;
   using Source = PackedTile<kDim, P::kHalf>;
   using KTile = SmemTile<kDim>;
+  using KCodes = CodeTile<kDim, kThreads>;
   using VTile = SmemTile<kTileN * Source::kElementV>;
 
   const Work work = Work::of<Shape>(params);
@@ -66,7 +67,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   auto next_stage = [&](uint32_t stage) { return 2 * smem + Shape::kStageBytes - stage; };
   auto fetch = [&](int tile, uint32_t destination, auto code_rows) {
     if (tile < last_tile) {
-      if (params.k_in_place) code_rows().template copy_async<kDim, kThreads>(params, tile, destination);
+      if (params.k_in_place) KCodes::copy_async(params, code_rows(), tile, destination);
       if (!params.k_in_place) KTile::template copy_async<kTileN, kThreads>(destination, source);
       VTile::template copy_async<kDim, kThreads>(destination + Shape::kKBytes, source + Source::kV);
       if (threadIdx.x < kTileN / 4) {
@@ -133,7 +134,7 @@ INTFA_DEVICE void attention(const AttentionParams& params) {
   auto step = [&](auto masked, unsigned tile) {
     constexpr bool kMasked = decltype(masked)::value;
     ptx::cp_async_wait<kNumStages - 2>();
-    if (params.k_in_place) CodeRows::clamp<kDim, kThreads>(k_tile);
+    if (params.k_in_place) KCodes::clamp(k_tile);
     ptx::sync_block();  // the tile is visible to all, and all have left the stage that the next copy overwrites
     if constexpr (!Shape::kMaskInNextStage) fetch_ahead(tile);
     const uint32_t v_tile = k_tile + Shape::kKBytes, k_scales = k_tile + Shape::kScaleOffset + 16 * t;

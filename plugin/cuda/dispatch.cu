@@ -2,6 +2,7 @@
 // simulators.
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
 #include <string>
 
 #include "core/numerics.h"
@@ -203,11 +204,11 @@ Packed packed_of(const Plan& plan, void* workspace) {
 }
 
 // Whether the attention kernel reads K's codes where the caller has them: rows of whole 16-byte chunks, without padding
-// to the kernel's head size. wgmma wants core matrices, which the prologue makes.
+// to the kernel's head size, less than 2^31 bytes apart. wgmma wants core matrices, which the prologue makes.
 bool k_in_place(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
   const TensorStrides& s = problem.k_strides;
   return problem.dtype == DataType::kInt8 && plan.attention->order == ChunkOrder::kRows &&
-         problem.head_dim == plan.kernels->head_dim &&
+         problem.head_dim == plan.kernels->head_dim && s.token >= 0 && s.token <= std::numeric_limits<int>::max() &&
          aligned(tensors.k, {s.batch, s.head, s.token}, problem.dtype, 16) &&
          aligned(tensors.past_key, {}, problem.dtype, 16);  // contiguous
 }
@@ -216,6 +217,10 @@ bool k_in_place(const AttentionProblem& problem, const AttentionTensors& tensors
 View cache_view(const AttentionProblem& problem, const void* data, int64_t channels) {
   const int64_t head = problem.seqlen_past * channels;
   return view_of(data, {problem.kv_num_heads * head, head, channels}, problem.dtype);
+}
+
+CodeView code_view(const View& view) {
+  return {static_cast<const char*>(view.data), view.batch, view.head, static_cast<uint32_t>(view.token)};
 }
 
 PrologueParams prologue_params(const AttentionProblem& problem, const AttentionTensors& tensors, const Plan& plan) {
@@ -279,8 +284,10 @@ AttentionParams attention_params(const AttentionProblem& problem, const Attentio
   p.packed = packed_of(plan, tensors.workspace);
   p.k_in_place = k_in_place(problem, tensors, plan);
   p.seqlen_past = static_cast<int>(problem.seqlen_past);
-  p.k = view_of(tensors.k, problem.k_strides, problem.dtype);
-  p.past_key = cache_view(problem, tensors.past_key, problem.head_dim);
+  if (p.k_in_place) {
+    p.k = code_view(view_of(tensors.k, problem.k_strides, problem.dtype));
+    p.past_key = code_view(cache_view(problem, tensors.past_key, problem.head_dim));
+  }
   p.y = tensors.y;
   p.y_batch = problem.y_strides.batch;
   p.y_head = problem.y_strides.head;

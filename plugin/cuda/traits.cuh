@@ -32,6 +32,13 @@ struct View {
   bool vector4 = false;
 };
 
+// INT8 K where the caller has it: its rows and strides are multiples of 16 bytes.
+struct CodeView {
+  const char* data = nullptr;
+  int64_t batch = 0, head = 0;
+  uint32_t token = 0;
+};
+
 // Marks of non-finite input inside the packed tensors. They are values that no finite input produces.
 constexpr int8_t kNonFiniteCode = -128;      // V^T as s8: codes end at -127
 constexpr uint16_t kNonFiniteHalf = 0x8000;  // V^T as float16: -0, which finite input writes as +0
@@ -101,9 +108,9 @@ struct AttentionParams {
   const float* q_scale;  // static, or null: one per token, made in the kernel
   ScaleGranularity q_scale_kind;
   Packed packed;
-  int k_in_place;   // K's codes come from k and past_key, whose rows are 16-byte aligned and Dp long, not from `packed`
-  int seqlen_past;  // in past_key
-  View k, past_key;                  // [B, Hkv, seqlen_new, D], [B, Hkv, seqlen_past, D]
+  int k_in_place;                    // K's codes come from k and past_key, not from `packed`
+  int seqlen_past;                   // in past_key
+  CodeView k, past_key;              // [B, Hkv, seqlen_new, Dp], [B, Hkv, seqlen_past, Dp]
   void* y;                           // [B, Hq, Sq, Dv]
   int64_t y_batch, y_head, y_token;  // strides in elements
   bool y_pairs;                      // two channels from an even one are aligned to their own size

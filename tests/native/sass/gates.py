@@ -71,7 +71,7 @@ def measure(gate: Gate, simulator: AttentionSimulator) -> dict[str, Any]:
     cubin = compile_gate(gate)
     tile_m, threads, shared_bytes = simulator.shape(gate.head_dim, gate.arithmetic, gate.scored)
     instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
-    loop = pipe_model.main_loop(instructions, mma_per_tile(gate, tile_m * 32 // threads))
+    loop = pipe_model.of_float_input(pipe_model.main_loop(instructions, mma_per_tile(gate, tile_m * 32 // threads)))
     arch = pipe_model.ARCHITECTURES[gate.arch]
     report = pipe_model.analyse(loop, arch)
     resources = pipe_model.resources(cubin, cuobjdump)[gate.kernel]

@@ -145,7 +145,7 @@ def main_loop(instructions: list[Instruction], mma_per_tile: int) -> list[Instru
     whole = [body for count, body in loops if mma_per_tile <= count < 1.25 * mma_per_tile]
     if not whole:
         raise ValueError(f"no loop with about {mma_per_tile} MMAs; loops have {sorted({n for n, _ in loops})}")
-    return of_float_input(without_rescale(min(whole, key=len)))
+    return without_rescale(min(whole, key=len))
 
 
 def without_rescale(loop: list[Instruction]) -> list[Instruction]:
@@ -164,20 +164,22 @@ def without_rescale(loop: list[Instruction]) -> list[Instruction]:
 
 
 def of_float_input(loop: list[Instruction]) -> list[Instruction]:
-    """The loop less what INT8 K in place alone runs: rolled loops over its codes, and the branch's block around them.
+    """The loop less what INT8 K in place alone runs: blocks under a forward branch that copy its codes, or clamp them.
 
-    They copy (LDGSTS) or rewrite (LDS, STS) what is in shared memory; loops over a mask read global memory (LDG).
+    They read 16 bytes of shared memory and copy to it (LDGSTS) or write it (STS); staging a mask reads global memory.
     """
+    other = {"BAR", "LDG", "LDSM"}
     rare: set[int] = set()
-    for branch in loop:
-        m = re.search(r"^@.*\bBRA\b.*?(0x[0-9a-f]+)", branch.text)
-        block = [i for i in loop if m and branch.address < i.address < int(m[1], 16)]
-        if block and block[-1].name == "BSYNC":
-            block.pop()
-        back = re.search(r"^@.*\bBRA\b.*?(0x[0-9a-f]+)", block[-1].text) if block else None
-        is_loop = back is not None and block[0].address <= int(back[1], 16) < block[-1].address
-        if is_loop and not any(MMA.match(i.opcode) or i.name in {"BAR", "LDG", "LDSM"} for i in block):
-            rare |= {i.address for i in loop if branch.address < i.address < int(m[1], 16)}  # type: ignore[index]
+    for read in (i for i in loop if i.opcode == "LDS.128"):
+        blocks = []
+        for branch in loop:
+            m = re.search(r"^@.*\bBRA\b.*?(0x[0-9a-f]+)", branch.text)
+            if m and branch.address < read.address < int(m[1], 16):
+                blocks.append([i for i in loop if branch.address < i.address < int(m[1], 16)])
+        block = min(blocks, key=len, default=[])  # the innermost
+        names = {i.name for i in block}
+        if names & {"STS", "LDGSTS"} and not names & other and not any(MMA.match(i.opcode) for i in block):
+            rare |= {i.address for i in block}
     return [i for i in loop if i.address not in rare]
 
 
