@@ -72,6 +72,10 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
             shapes[name] = tuple(int(d) for d in dims.split("x"))
         except ValueError:
             raise UnsupportedError(f"--shapes {text!r} is not NAME:DIMS, as in input_ids:8x128") from None
+        if min(shapes[name]) < 1:
+            raise UnsupportedError(
+                f"--shapes {text!r} has a size below 1; give the sizes of one run, as in input_ids:8x128"
+            )
     return shapes
 
 

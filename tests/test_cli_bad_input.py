@@ -114,6 +114,17 @@ def test_existing_report_needs_force_and_stops_before_the_model_is_written(
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("report", ["model.onnx", "out.onnx", "absent/report.json"])
+def test_a_report_in_the_wrong_place_stops_before_the_model_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: str
+) -> None:
+    model = save(attention_model(), tmp_path / "model.onnx")
+    before = model.read_bytes()
+    fail(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--report", tmp_path / report, "--force")
+    assert model.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]
+
+
 @pytest.mark.parametrize("where", ["a file/out.onnx", "absent/out.onnx"])
 def test_unwritable_folder_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
     model = save(attention_model(), tmp_path / "model.onnx")
@@ -140,6 +151,10 @@ def test_full_file_system_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureF
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2xtwo"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x4x17"),
+        ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x-4x16"),
+        ("compare", "model.onnx", "model.onnx", "--shapes", "Q:0x2x4x16"),
+        ("compare", "model.onnx", "model.onnx", "--seed", "-1"),
+        ("compare", "model.onnx", "model.onnx", "--min-cosine", "2"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "absent:2x2x4x16"),
         ("compare", "model.onnx", "model.onnx", "--inputs", "model.onnx"),
         ("compare", "model.onnx", "model.onnx", "--runner-b", "gpu"),

@@ -121,6 +121,20 @@ def test_missing_and_wrong_folder(model_path, tmp_path):
         result.save(tmp_path)
 
 
+def test_a_pipe_is_not_replaced_by_a_file(model_path, tmp_path):
+    """Nor is /dev/null, which root could rename away."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match=r"pipe' is a device or a pipe"):
+        intfa_onnx.rewrite(model_path).save(pipe, force=True)
+    assert pipe.is_fifo()
+
+
+def test_a_name_that_no_file_can_have(model_path, tmp_path):
+    with pytest.raises(ModelError, match=r"cannot write .*: File name too long"):
+        intfa_onnx.rewrite(model_path).save(tmp_path / ("x" * 300 + ".onnx"))
+
+
 def test_unwritable_folder(model_path, tmp_path, monkeypatch):
     """The test may run as root, to whom every folder is writable: the system call is made to refuse."""
 
@@ -150,6 +164,29 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
         result.save(target / "out.onnx")
     assert os.listdir(target) == []
     assert sorted(os.listdir(source)) == ["model.onnx", "weights.bin"]
+
+
+def test_failure_in_the_middle_keeps_what_was_to_be_replaced(tmp_path, monkeypatch):
+    """With force, a model and its weights are replaced together or not at all."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    path = external_model(source)
+    weights(source)
+    (target / "weights.bin").write_bytes(b"precious")
+    (target / "out.onnx").write_bytes(b"precious too")
+    result = intfa_onnx.rewrite(path)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ModelError, match="No space left on device"):
+        result.save(target / "out.onnx", force=True)
+    assert {f.name: f.read_bytes() for f in target.iterdir()} == {
+        "weights.bin": b"precious",
+        "out.onnx": b"precious too",
+    }
 
 
 def test_output_is_readable_by_others(model_path, tmp_path):
