@@ -38,7 +38,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(_unreadable(path))
     model = from_proto(proto, f"'{path}'")
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    for tensor in external_tensors(model):
+        tensor.base_dir = path.parent
     _check_external_data(model, path)
     return model
 
@@ -79,11 +80,17 @@ def _check_opsets(proto: onnx.ModelProto, source: str) -> None:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield every tensor that lives in an external file."""
+    """Yield every tensor that lives in an external file: of weights, and of attributes, e.g. of a Constant."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
+    containers: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for container in containers:
+        for node in container.all_nodes():
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
@@ -109,8 +116,8 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) 
     """Write a model; its external data files are copied next to it, unless they are there already.
 
     Raises:
-        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, or the model does
-            not fit in one protobuf message. Nothing half-written is left.
+        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, its external
+            data lies outside of its folder, or it does not fit in one protobuf message. Nothing half-written is left.
     """
     path = Path(path)
     check_target(path, force)
@@ -118,7 +125,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) 
     try:
         with _all_or_nothing() as staged:
             for source, location in _external_files(model):
-                _stage_external(source, path.parent / location, force, staged)
+                _stage_external(source, location, path, force, staged)
             staged.append((_write_beside(path, data), path))
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -185,7 +192,13 @@ def _all_or_nothing() -> Iterator[list[tuple[Path, Path]]]:
         raise
 
 
-def _stage_external(source: Path, target: Path, force: bool, staged: list[tuple[Path, Path]]) -> None:
+def _stage_external(source: Path, location: str, path: Path, force: bool, staged: list[tuple[Path, Path]]) -> None:
+    target = path.parent / location
+    if Path(location).is_absolute() or ".." in Path(location).parts:  # would write outside of the output's folder
+        raise ModelError(
+            f"external data location '{location}' is outside of the model's folder, where ONNX Runtime does not look. "
+            "Save the original with its external data beside it, and rewrite that"
+        )
     if target.exists():
         if os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False):
             return

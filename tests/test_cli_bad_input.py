@@ -178,17 +178,18 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_mismatched_shapes_at_run_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mismatched_shapes_at_run_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = save(attention_model(), tmp_path / "model.onnx")
     assert main(["rewrite", str(model), "-o", str(tmp_path / "out.onnx")]) == 0
-    capsys.readouterr()
+    capfd.readouterr()
     rng = np.random.default_rng(0)
     shapes = {"Q": (2, 2, 4, 16), "K": (3, 2, 4, 16), "V": (3, 2, 4, 16)}
     archive = tmp_path / "inputs.npz"
     np.savez(archive, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
-    line = fail(capsys, "compare", tmp_path / "out.onnx", tmp_path / "out.onnx", "--inputs", archive)
+    line = fail(capfd, "compare", tmp_path / "out.onnx", tmp_path / "out.onnx", "--inputs", archive)
     assert "out.onnx" in line
     assert "batch" in line, "the kernel says which dimension differs"
+    assert "--shapes" in line
     assert "2" in line
     assert "3" in line
 

@@ -227,6 +227,36 @@ def test_external_data_goes_with_the_model(tmp_path):
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), array)
 
 
+def test_external_data_of_a_constant_goes_too(tmp_path):
+    """A Constant node may keep its tensor outside, as an initializer may."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    path = external_model(source)
+    array = weights(source)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["weight"], value=model.graph.initializer.pop()))
+    path.write_bytes(model.SerializeToString())
+    intfa_onnx.rewrite(path).save(target / "out.onnx")
+    assert (target / "weights.bin").read_bytes() == array.tobytes()
+    (source / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"in 'weights\.bin', which is missing"):
+        intfa_onnx.rewrite(path)
+
+
+def test_external_data_is_not_written_outside_of_the_folder(tmp_path):
+    """A model may name any path; with force, one above the output's folder was overwritten."""
+    for folder in ("source/inner", "target/inner"):
+        (tmp_path / folder).mkdir(parents=True)
+    path = external_model(tmp_path / "source" / "inner", location="../weights.bin")
+    weights(tmp_path / "source")
+    (tmp_path / "target" / "weights.bin").write_bytes(b"precious")
+    with pytest.raises(ModelError, match=r"location '\.\./weights\.bin' is outside of the model's folder"):
+        intfa_onnx.rewrite(path).save(tmp_path / "target" / "inner" / "out.onnx", force=True)
+    assert (tmp_path / "target" / "weights.bin").read_bytes() == b"precious"
+    assert list((tmp_path / "target" / "inner").iterdir()) == []
+
+
 def test_other_external_data_is_not_overwritten(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
