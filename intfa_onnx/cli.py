@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
@@ -45,12 +46,16 @@ Target = Literal["ort", "trt", "ort-trt-ep"]
 Runner = Literal["ort-cpu", "ort-cuda", "trt", "reference"]
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model; external data stays where it is.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout and nothing else; nothing at all where an error ends it.")
+]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a check failed, 2 an error."""
     arguments = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(app(arguments, prog_name="intfa-onnx", standalone_mode=False) or 0)
     except IntfaError as error:
@@ -60,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # a file that may not be read, no space for what is printed
+        return _fail(
+            f"{repr(error.filename) if error.filename else 'output'}: {error.strerror}", "--debug" in arguments
+        )
     except Exception as error:  # typer's own classes, known by name since they moved between its versions
         kind = type(error).__name__
         if kind == "NoArgsIsHelpError":  # the help is printed

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -140,6 +144,33 @@ def test_full_file_system_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureF
         pytest.skip("no /proc")
     model = save(attention_model(), tmp_path / "model.onnx")
     assert "/proc/out.onnx" in fail(capsys, "rewrite", model, "-o", "/proc/out.onnx")
+
+
+def run_script(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, whose stdout is a file and not a capture."""
+    command = [sys.executable, "-m", "intfa_onnx.cli", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_no_space_for_the_output(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    model = save(attention_model(), tmp_path / "model.onnx")
+    with open("/dev/full", "w") as full:
+        answer = run_script("inspect", str(model), "--json", stdout=full)
+    assert (answer.returncode, answer.stderr) == (2, "intfa-onnx: output: No space left on device\n")
+
+
+def test_a_path_that_the_output_cannot_spell(tmp_path: Path) -> None:
+    """What is written is reported, in a terminal of whatever encoding: exit code 0."""
+    model = save(attention_model(), tmp_path / "model.onnx")
+    for name, encoding in (("größe.onnx", "ascii"), (os.fsdecode(b"gr\xf6sse.onnx"), "utf-8")):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        answer = run_script(
+            "rewrite", str(model), "-o", str(tmp_path / name), stdout=subprocess.DEVNULL, env=environment
+        )
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(
