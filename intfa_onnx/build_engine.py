@@ -78,17 +78,16 @@ def plan_engine(
         embed_plugin: put the plugin library into the engine.
         force: overwrite ``engine``.
     Raises:
-        ModelError: the model cannot be read, ``engine`` exists, or its folder does not.
+        ModelError: the model cannot be read, ``engine`` exists, or a folder to write to does not.
         UnsupportedError: nothing to use the plugin for, shapes that do not fit, or the library is not built.
     """
     model, engine = Path(model), Path(engine)
     loaded = model_io.load(model)
     _check_nodes(loaded, model)
-    if engine.exists() and not force:
-        raise ModelError(f"'{engine}' exists. Choose another name, or give --force (force=True) to replace it")
-    if not engine.absolute().parent.is_dir():
-        raise ModelError(f"the folder of '{engine}' does not exist; make it first")
+    model_io.check_target(engine, force)
     cache = Path(timing_cache) if timing_cache else None
+    if cache:
+        model_io.check_target(cache, force=True)
     return EngineRequest(model, engine, native.get_library_path("trt"), _ranges(loaded, shapes), cache, embed_plugin)
 
 

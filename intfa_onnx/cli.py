@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
@@ -15,8 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 import intfa_onnx
+from intfa_onnx import model_io
 from intfa_onnx.bench.cli import app as bench_app
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 from intfa_onnx.native import Host
@@ -33,7 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(bench_app, name="bench")
-out = Console()
+# Names of nodes and paths may hold what rich would read as markup, e.g. 'model[mlp]/Softmax'.
+out = Console(markup=False, emoji=False)
 err = Console(stderr=True)
 
 Precision = Literal["int8", "int8_qk"]
@@ -42,12 +46,16 @@ Target = Literal["ort", "trt", "ort-trt-ep"]
 Runner = Literal["ort-cpu", "ort-cuda", "trt", "reference"]
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model; external data stays where it is.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout and nothing else; nothing at all where an error ends it.")
+]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a check failed, 2 an error."""
     arguments = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(app(arguments, prog_name="intfa-onnx", standalone_mode=False) or 0)
     except IntfaError as error:
@@ -57,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # a file that may not be read, no space for what is printed
+        return _fail(
+            f"{repr(error.filename) if error.filename else 'output'}: {error.strerror}", "--debug" in arguments
+        )
     except Exception as error:  # typer's own classes, known by name since they moved between its versions
         kind = type(error).__name__
         if kind == "NoArgsIsHelpError":  # the help is printed
@@ -78,7 +90,7 @@ def _fail(message: str, debug: bool) -> int:
 @contextmanager
 def _working(text: str, quiet: bool) -> Iterator[None]:
     """Show on stderr, while it lasts and if that is a terminal, what is being done."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
         progress.add_task(text, total=None)
         yield
@@ -117,8 +129,12 @@ def rewrite(
     target: Annotated[
         Target, typer.Option(help="trt: for TensorRT; ort-trt-ep: for ONNX Runtime's TensorRT provider.")
     ] = "ort",
-    only: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only these nodes; may be repeated.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Not these nodes; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only these attentions; may be repeated.")
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Not these attentions; may be repeated.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write what became of each attention, as JSON.")] = None,
     portable: Annotated[
         bool, typer.Option("--portable", help="Add the operator's float meaning, for ONNX Runtime without our library.")
@@ -136,8 +152,12 @@ def rewrite(
 
     intfa-onnx rewrite model.onnx -o model.trt.onnx --target trt
     """
-    if report and report.exists() and not force:
-        raise ModelError(f"'{report}' exists; give another --report, or --force to overwrite it")
+    if report:
+        model_io.check_target(report, force)
+        if report.resolve() in (model.resolve(), output.resolve()):
+            raise ModelError(
+                f"--report '{report}' is a model of this command, and would overwrite it. Give another name"
+            )
     with _working(f"rewriting {model}", as_json):
         result = intfa_onnx.rewrite(
             model,
@@ -151,7 +171,7 @@ def rewrite(
         result.save(output, force=force)
     if report:
         try:
-            report.write_text(result.to_json() + "\n")
+            model_io.write_atomically(report, (result.to_json() + "\n").encode())
         except OSError as error:
             raise ModelError(f"'{output}' is written, its report '{report}' is not: {error.strerror}") from error
     if as_json:
@@ -160,6 +180,8 @@ def rewrite(
     if result.attentions:
         out.print(_attention_table(result, "decision"))
     print(f"{result.summary()}; wrote {output}")
+    for pattern in result.unmatched:
+        print(f"intfa-onnx: '{pattern}' of --only or --skip names no attention of this model", file=sys.stderr)
 
 
 @app.command()
@@ -207,7 +229,6 @@ def inspect(
 
 
 def _dump(model: Path, node: str | None, output: Path | None, force: bool, as_json: bool) -> None:
-    from intfa_onnx import model_io
     from intfa_onnx.dump import dump
 
     if node is None or output is None:
@@ -243,11 +264,11 @@ def compare(
     shapes: Annotated[
         list[str] | None, typer.Option(metavar="NAME:DIMS", help="Size of a dynamic input, e.g. input_ids:8x128.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs that are made up.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs that are made up.")] = 0,
     runner_a: Annotated[Runner, typer.Option(help="What runs A.")] = "ort-cpu",
     runner_b: Annotated[Runner, typer.Option(help="What runs B; reference is pure Python.")] = "ort-cpu",
-    min_cosine: Annotated[float, typer.Option(help="Least cosine similarity of each output.")] = 0.999,
-    max_rel_l2: Annotated[float | None, typer.Option(help="Greatest relative L2 error of each output.")] = None,
+    min_cosine: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine similarity of each output.")] = 0.999,
+    max_rel_l2: Annotated[float | None, typer.Option(min=0, help="Greatest relative L2 error of each output.")] = None,
     per_attention: Annotated[
         bool, typer.Option("--per-attention", help="Also the error of each attention of B by itself, the worst first.")
     ] = False,
@@ -264,7 +285,6 @@ def compare(
     intfa-onnx compare model.onnx model.int8.onnx --inputs real.npz --per-attention
     """
     from intfa_onnx import compare as comparing
-    from intfa_onnx import model_io
     from intfa_onnx.attention_errors import attention_errors
     from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
@@ -294,7 +314,7 @@ def compare(
                 out.print(f"{errors.num_unmeasured} more inside If, Loop or functions cannot be measured")
         if not result.passed:
             found = "`rewrite --skip NODE` keeps one" if errors else "--per-attention shows which attention costs most"
-            out.print(found, markup=False)
+            out.print(found)
     raise typer.Exit(0 if result.passed else 1)
 
 
@@ -302,7 +322,7 @@ def _metrics_table(kind: str, metrics: Sequence[OutputMetrics], verdicts: bool) 
     table = Table(Column(kind, overflow="fold"), "shape", "cosine", "rel. L2", "PSNR dB", "max abs", *[""] * verdicts)
     for m in metrics:
         numbers = (f"{m.cosine:.6f}", f"{m.rel_l2:.3g}", f"{m.psnr_db:.1f}", f"{m.max_abs:.3g}")
-        verdict = ["[green]passed[/]" if m.passed else "[red]failed[/]"] if verdicts else []
+        verdict = [Text("passed", "green") if m.passed else Text("failed", "red")] if verdicts else []
         table.add_row(m.name, "x".join(map(str, m.shape)), *numbers, *verdict)
     return table
 
@@ -427,7 +447,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         styles = {"ok": "green", "absent": "yellow", "broken": "red"}
         for c in checks:  # lines, not a table: a path is worth nothing once it is cut to fit a column
-            out.print(f"[{styles[c.state]}]{c.state:7}[/] {c.name:25}", end="")
+            out.print(Text(f"{c.state:7}", styles[c.state]), f"{c.name:25}", end="")
             print(f"{c.found} -> {c.remedy}" if c.remedy else c.found)
         print("rewritten models run here" if good else "rewritten models cannot run here")
     raise typer.Exit(0 if good else 1)

@@ -154,10 +154,11 @@ def run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarra
     """Run a model once on one of ``RUNNERS`` and return its outputs by name.
 
     Raises:
-        UnsupportedError: Polygraphy or the runner is not installed.
+        UnsupportedError: Polygraphy or the runner is not installed, or an input or output holds strings.
         ModelError: the model does not load or run.
     """
     _require_polygraphy()
+    _refuse_strings(model, "input", feed)
     if runner not in RUNNERS:
         raise UnsupportedError(f"runner {runner!r} is unknown; there are {', '.join(RUNNERS)}")
     from polygraphy.logger import G_LOGGER
@@ -179,8 +180,21 @@ def run(model: str | os.PathLike[str], runner: str, feed: Mapping[str, np.ndarra
     except IntfaError:
         raise
     except Exception as error:  # each runtime raises its own classes
-        raise ModelError(f"'{os.fspath(model)}' fails on runner {runner}: {explain(str(error))}") from error
-    return {name: np.asarray(value) for name, value in outputs.items()}
+        raise ModelError(
+            f"'{os.fspath(model)}' fails on runner {runner}: {explain(str(error))} (made-up inputs may not fit each "
+            "other: give sizes with --shapes, or real inputs with --inputs)"
+        ) from error
+    arrays = {name: np.asarray(value) for name, value in outputs.items()}
+    _refuse_strings(model, "output", arrays)
+    return arrays
+
+
+def _refuse_strings(model: str | os.PathLike[str], kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind in "OSU":
+            raise UnsupportedError(
+                f"{kind} {name!r} of '{os.fspath(model)}' holds strings (supported: numbers). Take it out of the model"
+            )
 
 
 def _require_polygraphy() -> None:

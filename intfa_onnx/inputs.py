@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx_ir as ir
@@ -59,7 +60,7 @@ def load_inputs(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         archive = np.load(path)
         return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, AttributeError, BadZipFile) as error:
         raise ModelError(f"'{os.fspath(path)}' is not an .npz archive of inputs ({error})") from error
 
 
@@ -72,6 +73,10 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
             shapes[name] = tuple(int(d) for d in dims.split("x"))
         except ValueError:
             raise UnsupportedError(f"--shapes {text!r} is not NAME:DIMS, as in input_ids:8x128") from None
+        if min(shapes[name]) < 1:
+            raise UnsupportedError(
+                f"--shapes {text!r} has a size below 1; give the sizes of one run, as in input_ids:8x128"
+            )
     return shapes
 
 

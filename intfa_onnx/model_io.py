@@ -38,7 +38,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(_unreadable(path))
     model = from_proto(proto, f"'{path}'")
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    for tensor in external_tensors(model):
+        tensor.base_dir = path.parent
     _check_external_data(model, path)
     return model
 
@@ -79,11 +80,17 @@ def _check_opsets(proto: onnx.ModelProto, source: str) -> None:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield every tensor that lives in an external file."""
+    """Yield every tensor that lives in an external file: of weights, and of attributes, e.g. of a Constant."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
+    containers: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for container in containers:
+        for node in container.all_nodes():
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
@@ -109,24 +116,43 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) 
     """Write a model; its external data files are copied next to it, unless they are there already.
 
     Raises:
-        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, or the model does
-            not fit in one protobuf message. Nothing half-written is left.
+        ModelError: the output exists and ``force`` is not set, its folder is missing or not writable, its external
+            data lies outside of its folder, or it does not fit in one protobuf message. Nothing half-written is left.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"'{path}' is a folder. Give a file name")
-    if path.exists() and not force:
-        raise ModelError(f"'{path}' exists. Choose another name, or give --force (force=True) to replace it")
-    if not path.parent.is_dir():
-        raise ModelError(f"the folder '{path.parent}' does not exist. Create it first")
+    check_target(path, force)
     data = _serialize(model, path)
     try:
-        with _undo_on_failure() as undo:
+        with _all_or_nothing() as staged:
             for source, location in _external_files(model):
-                _place_external(source, path.parent / location, force, undo)
-            write_atomically(path, data)
+                _stage_external(source, location, path, force, staged)
+            staged.append((_write_beside(path, data), path))
     except OSError as error:
-        raise ModelError(f"cannot write '{path}': {error.strerror or error}. Choose a writable folder") from error
+        raise _unwritable(path, error) from error
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Check that a file may be written, before the work that makes its content.
+
+    Raises:
+        ModelError: it exists and ``force`` is not set, is a folder, a device or a pipe, or its folder is missing.
+    """
+    try:
+        exists, is_folder, is_file, has_folder = path.exists(), path.is_dir(), path.is_file(), path.parent.is_dir()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise _unwritable(path, error) from error
+    if is_folder:
+        raise ModelError(f"'{path}' is a folder. Give a file name")
+    if exists and not is_file:  # renaming would put a file in its place, even of /dev/null
+        raise ModelError(f"'{path}' is a device or a pipe, and would be replaced by a file. Give a file name")
+    if exists and not force:
+        raise ModelError(f"'{path}' exists. Choose another name, or give --force (force=True) to replace it")
+    if not has_folder:
+        raise ModelError(f"the folder '{path.parent}' does not exist. Create it first")
+
+
+def _unwritable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"cannot write '{path}': {error.strerror or error}. Choose a writable folder")
 
 
 def _serialize(model: ir.Model, path: Path) -> bytes:
@@ -151,18 +177,28 @@ def _external_files(model: ir.Model) -> list[tuple[Path, str]]:
 
 
 @contextlib.contextmanager
-def _undo_on_failure() -> Iterator[list[Path]]:
-    """Collect files that were created, and remove them if the block fails."""
-    created: list[Path] = []
+def _all_or_nothing() -> Iterator[list[tuple[Path, Path]]]:
+    """Collect files under temporary names with their own; rename them once all are whole, or remove them all."""
+    staged: list[tuple[Path, Path]] = []
+    new: list[Path] = []
     try:
-        yield created
+        yield staged
+        new += [target for _, target in staged if not target.exists()]
+        for partial, target in staged:
+            os.replace(partial, target)
     except BaseException:
-        for file in created:
+        for file in (*(partial for partial, _ in staged), *new):
             file.unlink(missing_ok=True)
         raise
 
 
-def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -> None:
+def _stage_external(source: Path, location: str, path: Path, force: bool, staged: list[tuple[Path, Path]]) -> None:
+    target = path.parent / location
+    if Path(location).is_absolute() or ".." in Path(location).parts:  # would write outside of the output's folder
+        raise ModelError(
+            f"external data location '{location}' is outside of the model's folder, where ONNX Runtime does not look. "
+            "Save the original with its external data beside it, and rewrite that"
+        )
     if target.exists():
         if os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False):
             return
@@ -172,16 +208,19 @@ def _place_external(source: Path, target: Path, force: bool, undo: list[Path]) -
             )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    undo.append(partial)
+    staged.append((partial, target))
     # A copy within the kernel, not a hard link: onnx refuses external data with more than one link, the original's too.
     shutil.copyfile(source, partial)
-    if not target.exists():
-        undo.append(target)
-    os.replace(partial, target)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside it, then rename it: a failure leaves what was there."""
+    with _all_or_nothing() as staged:
+        staged.append((_write_beside(path, data), path))
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    """Write a file under a temporary name, with the permissions that it has or would get; return that name."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -189,10 +228,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    return Path(name)
 
 
 def _umask() -> int:

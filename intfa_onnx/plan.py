@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
 from intfa_onnx import op_schema
 from intfa_onnx.errors import UnsupportedError
@@ -61,33 +59,37 @@ def plan(found: AttentionMatch | Rejection, scope: str, options: Options) -> Pla
     if isinstance(found, Rejection):
         decision: Decision = "kept" if found.supported else "rejected"
         return PlannedAttention(None, AttentionReport(name, scope, found.family, decision, found.reason))
-    decision, reason = _decide(found, name, options)
-    replaced = decision == "replaced"
-    match = pad_heads(found) if replaced else found
-    report = AttentionReport(
+    row = AttentionReport(
         node=name,
         scope=scope,
         pattern=found.family,
-        decision=decision,
-        reason=reason,
+        decision="kept",
         head_dim=found.head_dim,
         head_dim_v=found.head_dim_v,
         num_heads=found.num_heads,
         kv_num_heads=found.kv_num_heads,
-        precision=options.precision if replaced else None,
-        scheme=options.scheme if replaced else None,
-        absorbed=found.absorbed if replaced else (),
-        notes=match.notes if replaced else (),
         output=next(iter(found.outputs)).name or "",
     )
-    return PlannedAttention(match if replaced else None, report)
+    decision, reason = _decide(found, row, options)
+    if decision != "replaced":
+        return PlannedAttention(None, replace(row, decision=decision, reason=reason))
+    match = pad_heads(found)
+    row = replace(
+        row,
+        decision=decision,
+        precision=options.precision,
+        scheme=options.scheme,
+        absorbed=found.absorbed,
+        notes=match.notes,
+    )
+    return PlannedAttention(match, row)
 
 
-def _decide(match: AttentionMatch, name: str, options: Options) -> tuple[Decision, str]:
+def _decide(match: AttentionMatch, row: AttentionReport, options: Options) -> tuple[Decision, str]:
     for pattern in options.skip:
-        if fnmatchcase(name, pattern):
+        if row.is_meant_by(pattern):
             return "kept", f"--skip '{pattern}'"
-    if options.only and not _any_matches(name, options.only):
+    if options.only and not any(row.is_meant_by(pattern) for pattern in options.only):
         return "kept", "matches no --only pattern"
     for label, size in (("head_dim", match.head_dim), ("head_dim_v", match.head_dim_v)):
         if size is None:
@@ -101,7 +103,3 @@ def _decide(match: AttentionMatch, name: str, options: Options) -> tuple[Decisio
                 f"{label}={size} is unsupported (supported: 1 to {op_schema.MAX_HEAD_DIM}). It stays in float",
             )
     return "replaced", ""
-
-
-def _any_matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, p) for p in patterns)

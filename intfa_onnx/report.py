@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 Decision = Literal["replaced", "kept", "rejected"]
@@ -50,6 +51,13 @@ class AttentionReport:
     def label(self) -> str:
         """Return the name that tells the attention from all others of the model."""
         return f"{self.scope}: {self.node}" if self.scope else self.node
+
+    def is_meant_by(self, pattern: str) -> bool:
+        """Return whether a pattern of ``only`` or ``skip`` means this attention: by its node's name or by its label.
+
+        A pattern is a glob, or the name itself: names may hold brackets, which mean something else in a glob.
+        """
+        return any(name == pattern or fnmatchcase(name, pattern) for name in (self.node, self.label()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain JSON types."""

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from intfa_onnx import model_io, op_schema
 from intfa_onnx.emit import Names
+from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.lower import domain_of, lower
 from intfa_onnx.patterns import View, anchors, match_anchor
 from intfa_onnx.plan import Options, plan
@@ -32,6 +33,7 @@ class RewriteResult:
         model: the rewritten model. External data is referenced, not loaded.
         attentions: one row per attention found, in graph order.
         portable: whether the file carries the float function body of the operator.
+        unmatched: the patterns of ``only`` and ``skip`` that name none of the attentions found.
         nodes_before: number of nodes before and
         nodes_after: after the rewrite, bodies and functions included.
     """
@@ -39,6 +41,7 @@ class RewriteResult:
     model: ir.Model
     attentions: tuple[AttentionReport, ...]
     portable: bool = False
+    unmatched: tuple[str, ...] = ()
     nodes_before: int = 0
     nodes_after: int = 0
 
@@ -63,6 +66,7 @@ class RewriteResult:
         return {
             "summary": self.summary(),
             "portable": self.portable,
+            "unmatched": list(self.unmatched),
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
             "attentions": [a.to_dict() for a in self.attentions],
@@ -96,8 +100,8 @@ def rewrite(
         model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
         precision: "int8" (both products) or "int8_qk" (P.V in 16-bit floating point).
         scheme: "tile" or "paper".
-        only: globs of node names; an attention that matches none of them is kept. Empty: all.
-        skip: globs of node names; an attention that matches one of them is kept.
+        only: names or globs of attentions as the report has them; one that none of these means is kept. Empty: all.
+        skip: the same; an attention that one of these means is kept.
         portable: add a model-local function with the operator's float meaning, so that ONNX Runtime also runs the file
             where the native library is absent.
         target: "ort"; "trt" for TensorRT, whose plugins take no boolean mask; "ort-trt-ep" for ONNX Runtime's TensorRT
@@ -106,8 +110,12 @@ def rewrite(
 
     Raises:
         ModelError: the model cannot be read.
-        UnsupportedError: an unknown precision, scheme or target, or ``portable`` with a TensorRT target.
+        UnsupportedError: an unknown precision, scheme or target, a string for a list of patterns, or ``portable`` with
+            a TensorRT target.
     """
+    for name, patterns in (("only", only), ("skip", skip)):
+        if isinstance(patterns, str):  # each of its letters would be a pattern, and `*` means all
+            raise UnsupportedError(f"{name} is the string {patterns!r} (supported: a list). Write [{patterns!r}]")
     options = Options(precision, scheme, tuple(only), tuple(skip), portable, target)
     options.check()
     working = working_copy(model)
@@ -128,7 +136,8 @@ def rewrite(
         _declare_call_types(working, view)
     if portable:
         add_functions(working, view, lowered)
-    return RewriteResult(working, tuple(reports), portable, nodes_before, _count_nodes(working))
+    unmatched = tuple(p for p in (*only, *skip) if not any(r.is_meant_by(p) for r in reports))
+    return RewriteResult(working, tuple(reports), portable, unmatched, nodes_before, _count_nodes(working))
 
 
 def working_copy(source: ModelSource) -> ir.Model:

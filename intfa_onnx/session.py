@@ -73,7 +73,7 @@ def open_session(
             "pip uninstall onnxruntime; pip install 'intfa-onnx[ort-gpu]'"
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors reach the caller as exceptions; warnings would litter stderr
+    options.log_severity_level = 4  # errors reach the caller as exceptions, which need no second text on stderr
     options.intra_op_num_threads = threads
     if register_library:
         native.register(options)

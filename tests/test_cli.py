@@ -70,6 +70,31 @@ def test_rewrite_by_name(
     assert len(our_nodes(output)) == 1 - replaced
 
 
+def test_a_pattern_that_names_nothing_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped --skip would otherwise quantize what was to stay in float."""
+    assert main(["rewrite", str(model), "-o", str(tmp_path / "out.onnx"), "--skip", "atention/*"]) == 0
+    captured = capsys.readouterr()
+    assert "wrote" in captured.out
+    assert "'atention/*'" in captured.err
+
+
+@pytest.mark.parametrize("name", ["model[mlp]/Softmax[0]", "model[/mlp]/Softmax", "a:key:b"])
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """What looks like rich's markup, or its emoji, is neither: not in a table, not in the name of a file."""
+    model = attention_model()
+    for node in model.graph.node:
+        node.name = name if node.op_type == "Softmax" else ""
+    (tmp_path / "[").mkdir()
+    path, output = tmp_path / "[" / "x].onnx", tmp_path / "[red].onnx"
+    onnx.save(model, path)
+    assert main(["inspect", str(path)]) == 0
+    assert name in capsys.readouterr().out
+    assert main(["rewrite", str(path), "-o", str(output)]) == 0
+    assert name in capsys.readouterr().out
+    assert main(["compare", str(path), str(output), "--per-attention"]) == 0
+    assert name in capsys.readouterr().out
+
+
 def test_rewrite_without_attention_still_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = tmp_path / "plain.onnx", tmp_path / "out.onnx"
     onnx.save(plain_model(), model)
@@ -159,7 +184,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == intfa_onnx.__version__
 
 
-@pytest.mark.parametrize("command", ["rewrite", "inspect", "compare", "libpath", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["rewrite", "inspect", "compare", "libpath", "build-engine", "serve-layout", "doctor"]
+)
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out

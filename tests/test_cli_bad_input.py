@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,6 +118,17 @@ def test_existing_report_needs_force_and_stops_before_the_model_is_written(
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("report", ["model.onnx", "out.onnx", "absent/report.json"])
+def test_a_report_in_the_wrong_place_stops_before_the_model_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: str
+) -> None:
+    model = save(attention_model(), tmp_path / "model.onnx")
+    before = model.read_bytes()
+    fail(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--report", tmp_path / report, "--force")
+    assert model.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]
+
+
 @pytest.mark.parametrize("where", ["a file/out.onnx", "absent/out.onnx"])
 def test_unwritable_folder_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
     model = save(attention_model(), tmp_path / "model.onnx")
@@ -131,6 +146,33 @@ def test_full_file_system_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert "/proc/out.onnx" in fail(capsys, "rewrite", model, "-o", "/proc/out.onnx")
 
 
+def run_script(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, whose stdout is a file and not a capture."""
+    command = [sys.executable, "-m", "intfa_onnx.cli", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_no_space_for_the_output(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    model = save(attention_model(), tmp_path / "model.onnx")
+    with open("/dev/full", "w") as full:
+        answer = run_script("inspect", str(model), "--json", stdout=full)
+    assert (answer.returncode, answer.stderr) == (2, "intfa-onnx: output: No space left on device\n")
+
+
+def test_a_path_that_the_output_cannot_spell(tmp_path: Path) -> None:
+    """What is written is reported, in a terminal of whatever encoding: exit code 0."""
+    model = save(attention_model(), tmp_path / "model.onnx")
+    for name, encoding in (("größe.onnx", "ascii"), (os.fsdecode(b"gr\xf6sse.onnx"), "utf-8")):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        answer = run_script(
+            "rewrite", str(model), "-o", str(tmp_path / name), stdout=subprocess.DEVNULL, env=environment
+        )
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -140,6 +182,10 @@ def test_full_file_system_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureF
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2xtwo"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x4x17"),
+        ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x-4x16"),
+        ("compare", "model.onnx", "model.onnx", "--shapes", "Q:0x2x4x16"),
+        ("compare", "model.onnx", "model.onnx", "--seed", "-1"),
+        ("compare", "model.onnx", "model.onnx", "--min-cosine", "2"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "absent:2x2x4x16"),
         ("compare", "model.onnx", "model.onnx", "--inputs", "model.onnx"),
         ("compare", "model.onnx", "model.onnx", "--runner-b", "gpu"),
@@ -163,17 +209,18 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_mismatched_shapes_at_run_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mismatched_shapes_at_run_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = save(attention_model(), tmp_path / "model.onnx")
     assert main(["rewrite", str(model), "-o", str(tmp_path / "out.onnx")]) == 0
-    capsys.readouterr()
+    capfd.readouterr()
     rng = np.random.default_rng(0)
     shapes = {"Q": (2, 2, 4, 16), "K": (3, 2, 4, 16), "V": (3, 2, 4, 16)}
     archive = tmp_path / "inputs.npz"
     np.savez(archive, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
-    line = fail(capsys, "compare", tmp_path / "out.onnx", tmp_path / "out.onnx", "--inputs", archive)
+    line = fail(capfd, "compare", tmp_path / "out.onnx", tmp_path / "out.onnx", "--inputs", archive)
     assert "out.onnx" in line
     assert "batch" in line, "the kernel says which dimension differs"
+    assert "--shapes" in line
     assert "2" in line
     assert "3" in line
 

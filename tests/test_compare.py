@@ -100,3 +100,14 @@ def test_without_polygraphy(identity: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "polygraphy.comparator", None)
     with pytest.raises(UnsupportedError, match=r"intfa-onnx\[polygraphy\]"):
         compare(identity, identity, {"X": X})
+
+
+def test_strings_are_refused(tmp_path: Path) -> None:
+    strings = 'T = Constant <value = string[1] {"a"}> () Y = Identity (X)'
+    path = tmp_path / "model.onnx"
+    text = f"""<ir_version: 9, opset_import: ["": 18]> m (float[4] X) => (float[4] Y, string[1] T) {{ {strings} }}"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(UnsupportedError, match=r"output 'T' of .* holds strings"):
+        compare(path, path, {"X": X})
+    with pytest.raises(UnsupportedError, match=r"input 'X' of .* holds strings"):
+        compare(path, path, {"X": np.array(["a"] * 4)})

@@ -46,6 +46,8 @@ def test_archive(tmp_path: Path) -> None:
     path = tmp_path / "feed.npz"
     np.savez(path, x=np.arange(3))
     assert load_inputs(path)["x"].tolist() == [0, 1, 2]
-    path.write_text("not an archive")
-    with pytest.raises(ModelError, match=r"feed\.npz' is not an \.npz archive"):
-        load_inputs(path)
+    archive = path.read_bytes()
+    for content in (b"not an archive", b"", archive[: len(archive) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"feed\.npz' is not an \.npz archive"):
+            load_inputs(path)

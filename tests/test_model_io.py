@@ -121,6 +121,20 @@ def test_missing_and_wrong_folder(model_path, tmp_path):
         result.save(tmp_path)
 
 
+def test_a_pipe_is_not_replaced_by_a_file(model_path, tmp_path):
+    """Nor is /dev/null, which root could rename away."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match=r"pipe' is a device or a pipe"):
+        intfa_onnx.rewrite(model_path).save(pipe, force=True)
+    assert pipe.is_fifo()
+
+
+def test_a_name_that_no_file_can_have(model_path, tmp_path):
+    with pytest.raises(ModelError, match=r"cannot write .*: File name too long"):
+        intfa_onnx.rewrite(model_path).save(tmp_path / ("x" * 300 + ".onnx"))
+
+
 def test_unwritable_folder(model_path, tmp_path, monkeypatch):
     """The test may run as root, to whom every folder is writable: the system call is made to refuse."""
 
@@ -150,6 +164,29 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
         result.save(target / "out.onnx")
     assert os.listdir(target) == []
     assert sorted(os.listdir(source)) == ["model.onnx", "weights.bin"]
+
+
+def test_failure_in_the_middle_keeps_what_was_to_be_replaced(tmp_path, monkeypatch):
+    """With force, a model and its weights are replaced together or not at all."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    path = external_model(source)
+    weights(source)
+    (target / "weights.bin").write_bytes(b"precious")
+    (target / "out.onnx").write_bytes(b"precious too")
+    result = intfa_onnx.rewrite(path)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ModelError, match="No space left on device"):
+        result.save(target / "out.onnx", force=True)
+    assert {f.name: f.read_bytes() for f in target.iterdir()} == {
+        "weights.bin": b"precious",
+        "out.onnx": b"precious too",
+    }
 
 
 def test_output_is_readable_by_others(model_path, tmp_path):
@@ -188,6 +225,36 @@ def test_external_data_goes_with_the_model(tmp_path):
     for folder, name in ((source, "model.onnx"), (target, "out.onnx")):  # onnx would refuse a hard link in both
         loaded = onnx.load(folder / name)
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), array)
+
+
+def test_external_data_of_a_constant_goes_too(tmp_path):
+    """A Constant node may keep its tensor outside, as an initializer may."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    path = external_model(source)
+    array = weights(source)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["weight"], value=model.graph.initializer.pop()))
+    path.write_bytes(model.SerializeToString())
+    intfa_onnx.rewrite(path).save(target / "out.onnx")
+    assert (target / "weights.bin").read_bytes() == array.tobytes()
+    (source / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"in 'weights\.bin', which is missing"):
+        intfa_onnx.rewrite(path)
+
+
+def test_external_data_is_not_written_outside_of_the_folder(tmp_path):
+    """A model may name any path; with force, one above the output's folder was overwritten."""
+    for folder in ("source/inner", "target/inner"):
+        (tmp_path / folder).mkdir(parents=True)
+    path = external_model(tmp_path / "source" / "inner", location="../weights.bin")
+    weights(tmp_path / "source")
+    (tmp_path / "target" / "weights.bin").write_bytes(b"precious")
+    with pytest.raises(ModelError, match=r"location '\.\./weights\.bin' is outside of the model's folder"):
+        intfa_onnx.rewrite(path).save(tmp_path / "target" / "inner" / "out.onnx", force=True)
+    assert (tmp_path / "target" / "weights.bin").read_bytes() == b"precious"
+    assert list((tmp_path / "target" / "inner").iterdir()) == []
 
 
 def test_other_external_data_is_not_overwritten(tmp_path):

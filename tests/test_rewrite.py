@@ -108,6 +108,27 @@ def test_only_and_skip(options, expected):
     assert len(fused(result.to_proto())) == expected.count("replaced")
 
 
+def test_a_name_is_a_pattern_whatever_it_holds():
+    """Brackets stand for themselves in a name, and for a choice in a glob."""
+    model = two_layers()
+    for node in model.graph.node:
+        node.name = node.name.replace("/layer.1/", "/layer[1]/")
+    result = intfa_onnx.rewrite(model, skip=["/layer[1]/Softmax_P2"])
+    assert [a.decision for a in result.attentions] == ["replaced", "kept"]
+
+
+def test_patterns_that_name_no_attention_are_told():
+    result = intfa_onnx.rewrite(two_layers(), only=["/layer.1/*", "/layer.2/*"], skip=["/layer.1/MatMul*"])
+    assert result.unmatched == ("/layer.2/*", "/layer.1/MatMul*")
+    assert result.to_dict()["unmatched"] == ["/layer.2/*", "/layer.1/MatMul*"]
+
+
+@pytest.mark.parametrize("option", ["only", "skip"])
+def test_a_string_is_not_a_list_of_patterns(option):
+    with pytest.raises(UnsupportedError, match=rf"{option} is the string '\*decoder\*'"):
+        intfa_onnx.rewrite(two_layers(), **{option: "*decoder*"})
+
+
 def test_report():
     result = intfa_onnx.rewrite(two_layers(), skip=["/layer.1/*"])
     report = json.loads(result.to_json())

@@ -83,6 +83,12 @@ def function_model() -> onnx.ModelProto:
     )
 
 
+def test_patterns_of_an_attention_in_a_body():
+    """Its label, as the reports print it, is one; so is the bare name of the node."""
+    for pattern in ("/If_0.then_branch: P", "/If_0.*", "P"):
+        assert [a.decision for a in intfa_onnx.rewrite(if_model(), skip=[pattern]).attentions] == ["kept"], pattern
+
+
 def test_if_branch():
     model = if_model()
     result = intfa_onnx.rewrite(model, portable=True)

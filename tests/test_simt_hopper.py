@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import test_simt_attention as mma_sync
 from cases import CASES, AttentionCase
+from native.sass.gates_sm90 import wgmma_per_tile
 from native.simt import toolchain
 from native.simt.attention import (
     WIDE_DIMS,
@@ -25,6 +26,7 @@ from native.simt.attention import (
 from native.simt.simulator import Mode, all_modes
 from truth import TILE, truth_of
 
+from intfa_onnx import reference
 from intfa_onnx.c_abi import Problem
 
 TILE_N = 128
@@ -37,7 +39,23 @@ LONG = [
     for keys in (700, 1100)
     if case.name in ("d40", "d96", "d128", "d256")
 ]
-TAKEN = [case for case in [*CASES, *LONG] if mma_sync.kernel_dim(case) in HEAD_DIMS]
+# Tiles that the mask excludes for all rows of a block, more of them than there are stages.
+MASKED = [
+    replace(
+        case,
+        name=f"d{dim}_{case.name}_270",
+        head_dim=dim,
+        head_dim_v=dim,
+        seqlen_q=270,
+        seqlen_new=270,
+        num_heads=1,
+        kv_num_heads=1,
+    )
+    for case in CASES
+    for dim in (128, 256)
+    if case.name == "mask_blocks"
+]
+TAKEN = [case for case in [*CASES, *LONG, *MASKED] if mma_sync.kernel_dim(case) in HEAD_DIMS]
 
 
 def params(cases):
@@ -104,6 +122,57 @@ def test_one_tile_is_the_same_on_mma_sync(case):
     wgmma, mma = first_run(case), run(case, Mode(), device=80)
     assert not simulator().chosen.startswith("attention_wgmma_")
     mma_sync.assert_same_bits(wgmma, mma)
+
+
+# [head, 64 queries, 128 keys]: where a mask lets some query attend some key.
+ATTENDED = np.array(
+    [[[1, 0, 0, 0, 1], [0, 0, 1, 0, 0], [0, 1, 1, 0, 0]], [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]], bool
+)
+ONE_HEAD = ATTENDED[:1]
+MASKS_THAT_EXCLUDE = {
+    "heads": ATTENDED,
+    "queries": ONE_HEAD,
+    "float": ATTENDED,
+    "keys": ONE_HEAD[:, 2:],
+    "columns": ATTENDED[1:].any(axis=2, keepdims=True),
+}
+
+
+def one_key_of_a_query(attended: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bool [head, query, key]: one is true in each of the tiles, whose sizes of 1 stand for all queries or all keys."""
+    heads, blocks, tiles = attended.shape
+    mask = np.zeros((heads, 150 if blocks > 1 else 1, 600 if tiles > 1 else 1), bool)
+    for head, block, tile in np.argwhere(attended):
+        query, key = (
+            at * size + rng.integers(min(size, length - at * size))
+            for at, size, length in ((block, 64, mask.shape[1]), (tile, TILE_N, mask.shape[2]))
+        )
+        mask[head, query, key] = True
+    return mask
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("kind", MASKS_THAT_EXCLUDE)
+def test_tiles_that_a_mask_excludes_are_skipped(kind, head_dim):
+    """A single element keeps a tile; without any, there is no product. A query that attends one key gets its V."""
+    rng, attended = np.random.default_rng(head_dim), MASKS_THAT_EXCLUDE[kind]
+    mask = one_key_of_a_query(attended, rng)
+    q, k, v = (rng.standard_normal((1, 2, tokens, head_dim)).astype(np.float32) for tokens in (150, 600, 600))
+    attributes = case_attributes(AttentionCase("", "", head_dim=head_dim, head_dim_v=head_dim), "int8", "tile")
+    given = np.where(mask, np.float32(0.5), np.float32(-np.inf)) if kind == "float" else mask
+    simulator().take_statistics()
+    result = simulator().attention(q, k, v, attributes, device=90, mask=given)
+    products = simulator().take_statistics()["mma"]
+    assert simulator().chosen.startswith("attention_wgmma_scored"), simulator().chosen
+    assert products == np.broadcast_to(attended, ATTENDED.shape).sum() * wgmma_per_tile(head_dim, TILE_N)
+    expected = reference.attention(q, k, v, given, precision="int8", scheme="tile", tile_n=TILE_N)
+    empty = np.broadcast_to(~mask.any(axis=2), (2, 150))[None]
+    assert not result["y"][empty].any()
+    np.testing.assert_array_equal(np.isneginf(result["lse"]), empty)
+    # A key alone in its tile has the largest code, whatever its score: there is none that could flip. 2^-20 is sixteen
+    # roundings of float32.
+    atol = 2.0**-20 if kind != "columns" else np.ptp(v) / 255
+    np.testing.assert_allclose(result["y"], expected.y, rtol=0, atol=atol)
 
 
 WIDE = [c for c in TAKEN if mma_sync.kernel_dim(c) in WIDE_DIMS and c.mask == "none" and c.softcap == 0]

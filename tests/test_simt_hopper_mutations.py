@@ -18,6 +18,8 @@ from native.simt.simulator import DEFAULT_MODE, Mode, SimulatorError, all_modes
 SINK = next(c for c in CASES if c.name == "sink")
 CASE_OF = {
     "v1": SINK,  # five tiles, so that both stages come round
+    # Of five tiles a block attends one or two: first, last or between, and one of them by its last warp alone.
+    "scored": replace(SINK, num_heads=1, kv_num_heads=1, seqlen_q=520, mask="bool_blocks", mask_dims="QK"),
     # Six items for two blocks: three of 8 queries, which leave two warpgroups without any, then three in which causal
     # leaves the warpgroups different numbers of tiles, two of these in one block. 15 tiles per block, three stages.
     "persistent": replace(
@@ -76,6 +78,9 @@ REFILL = "ptx::mbarrier_wait(stage.empty_{}(), stage.parity);\n"
 LOAD_WAIT = "ptx::mbarrier_wait(stage.empty_{}(), stage.parity ^ 1);"
 SYNC_QUERIES = "    ptx::sync_warpgroup(1 + warpgroup);\n    rows.begin();\n"
 GIVE, TAKE = "ptx::give_registers<Shape::kLoadingRegisters>();", "ptx::take_registers<Shape::kRegisters>();"
+SKIPPED_K = "  ptx::mbarrier_wait(stage.full_k(), stage.parity);\n  release(stage.empty_k(), lane);\n  ptx"
+SKIPPED_V = "  ptx::mbarrier_wait(stage.full_v(), stage.parity);\n  release(stage.empty_v(), lane);\n}"
+VOTE = "ptx::warpgroup_any(1, attended)"
 ITEM = "return turn * ctas + (turn & 1 ? ctas - 1 - cta : cta);"
 BUGS = {
     "v1": {
@@ -83,6 +88,20 @@ BUGS = {
         "k_stage_taken_without_waiting": [(REFILL.format("k"), "\n")],
         "v_stage_taken_without_waiting": [(REFILL.format("v"), "\n")],
         "no_barrier_after_q": [("  ptx::sync_block();  // Q, the limits", "  // Q, the limits")],
+    },
+    "scored": {
+        "nothing_skipped": [(VOTE, "ptx::warpgroup_any(1, true)")],
+        "each_warp_skips_for_itself": [(VOTE, "ptx::warp_any(attended)")],
+        "vote_of_three_warps": [(VOTE, VOTE.replace("attended", "attended && ptx::thread_index() < 96"))],
+        "warps_vote_apart": [(VOTE, VOTE.replace("1", "1 + (ptx::thread_index() >> 5)"))],
+        "vote_meets_a_plain_barrier": [
+            (VOTE, f"(ptx::thread_index() < 32 ? (ptx::sync_warpgroup(1), attended) : {VOTE})")
+        ],
+        "skipped_stage_not_given_back": [("        give_back(stage, lane);\n", "")],
+        "skipped_k_not_waited_for": [(SKIPPED_K, SKIPPED_K.split("\n", 1)[1])],
+        "skipped_v_not_waited_for": [(SKIPPED_V, SKIPPED_V.split("\n", 1)[1])],
+        "skipped_k_not_refilled": [("        k_used();\n", "")],
+        "skipped_v_not_refilled": [("        v_used();\n", "")],
     },
     "persistent": {
         **SHARED_BUGS,
@@ -158,6 +177,23 @@ def test_found_in_every_mode(kernel, name, modes):
     assert not [str(mode) for mode in asked if not found(name, kernel, mode)]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"causal": True}, {"softcap": 3.0}, {"mask_dims": "HQK", "num_heads": 3}, {"mask": "bool_rows"}],
+    ids=str,
+)
+def test_skipping_changes_no_bits(changes):
+    """A tile that no query of a block attends adds nothing where it is computed."""
+    case = replace(CASE_OF["scored"], **changes)
+    skipped, products = library("scored").run(0, case, DEFAULT_MODE)
+    computed, all_products = library("scored").run(
+        1 + list(BUGS["scored"]).index("nothing_skipped"), case, DEFAULT_MODE
+    )
+    assert products <= all_products
+    assert (products < all_products) == (case.mask == "bool_blocks")
+    np.testing.assert_array_equal(skipped.view(np.uint32), computed.view(np.uint32))
+
+
 PTX = "cuda/ptx_sm90.cuh"
 IN_REGISTERS = 'INTFA_WGMMA_REGISTERS(wgmma_u8s8, "u8.s8", 128, 64, {}, 66, 67, 68, 69)'
 # Each is a compilation by nvcc, so these are samples; the first two are in what the host does not run.
@@ -167,6 +203,10 @@ INTERPRETED = {
     **{
         ("v1", name): {SHARED: SHARED_BUGS[name]}
         for name in ("k_released_before_its_products", "pv_read_in_flight", "s_not_committed", "q_without_proxy_fence")
+    },
+    **{
+        ("scored", name): {SHARED: BUGS["scored"][name]}
+        for name in ("each_warp_skips_for_itself", "vote_meets_a_plain_barrier")
     },
     **{
         ("persistent", name): {OWN["persistent"]: BUGS["persistent"][name]}
@@ -180,6 +220,7 @@ INTERPRETED = {
 }
 DEFINED = {
     "v1": "INTFA_WGMMA(intfa_attention_wgmma_d128, false, 128)",
+    "scored": "INTFA_WGMMA(intfa_attention_wgmma_scored_d128, true, 128)",
     "persistent": "INTFA_PERSISTENT(intfa_attention_wgmma192_d128, 128)",
 }
 

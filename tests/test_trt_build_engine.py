@@ -181,7 +181,10 @@ def test_does_not_overwrite(model: Path, tensorrt: Any, capsys: Any) -> None:
     assert run(capsys, model, "-o", "model.plan", *SHAPES, "--force")[0] == 0
     assert Path("model.plan").read_bytes() == b"an engine"
     code, _, err = run(capsys, model, "-o", "no/model.plan", *SHAPES)
-    assert (code, "the folder of 'no/model.plan' does not exist" in err) == (2, True)
+    assert (code, "the folder 'no' does not exist" in err) == (2, True)
+    code, _, err = run(capsys, model, "-o", "other.plan", *SHAPES, "--timing-cache", "no/cache")
+    assert (code, "the folder 'no' does not exist" in err) == (2, True)
+    assert not Path("other.plan").exists(), "said before the minutes that a build takes"
 
 
 def test_models_that_would_not_run(library: Path, tmp_path: Path, capsys: Any) -> None:

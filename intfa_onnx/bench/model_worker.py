@@ -18,6 +18,7 @@ import numpy as np
 
 from intfa_onnx.bench.engines import ENGINES
 from intfa_onnx.bench.environment import peak_memory
+from intfa_onnx.bench.timing import wait_until_idle
 from intfa_onnx.errors import UnsupportedError
 
 
@@ -41,6 +42,7 @@ def serve(model: str, inputs: str, outputs: str, runtime: str, threads: int, cha
                 start = time.perf_counter()
                 run(feed)
                 latencies.append(time.perf_counter() - start)
+            wait_until_idle()  # the other model's turn
             _send(channel, {"latencies": latencies})
         _send(channel, {"peak_memory": peak_memory(), "device_memory": device_memory})
     except Exception as error:  # the parent reports it; a traceback of the child would only confuse

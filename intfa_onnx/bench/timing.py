@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_IDLE_SECONDS = 0.02  # two ticks of the slowest system clock, by which other threads' time is counted
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -45,8 +47,23 @@ class Ratio:
         return "noise" if self.is_noise else f"{self.median:.2f}x"
 
 
+def wait_until_idle(limit: float = 1.0) -> None:
+    """Wait until no thread of this process runs, at most ``limit`` seconds.
+
+    The workers of a thread pool look for more work for some milliseconds after their last, on the very cores that the
+    next candidate is to be timed on.
+    """
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        used = time.process_time()
+        time.sleep(_IDLE_SECONDS)
+        if time.process_time() - used < 0.1 * _IDLE_SECONDS:
+            return
+
+
 def host_timer(call: Callable[[], object], repeats: int) -> float:
-    """Return mean seconds per call of ``repeats`` calls that are synchronous on the host."""
+    """Return mean seconds per call of ``repeats`` calls that are synchronous on the host, which is left to them."""
+    wait_until_idle()
     start = time.perf_counter()
     for _ in range(repeats):
         call()

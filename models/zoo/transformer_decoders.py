@@ -143,6 +143,22 @@ def lfm2(attention: str) -> Case:
 
 
 @define("decoder")
+def qwen3_5(attention: str) -> Case:
+    """A linear attention in the first layer, which stays; in the second one whose output is gated."""
+    config = t.Qwen3_5TextConfig(
+        **LLAMA,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        attn_implementation=attention,
+    )
+    return decoder_case(t.Qwen3_5ForCausalLM(config), attentions=1)
+
+
+@define("decoder")
 def granite(attention: str) -> Case:
     """The scale is a number of the configuration."""
     config = t.GraniteConfig(**LLAMA, attention_multiplier=0.2, attn_implementation=attention)

@@ -150,6 +150,57 @@ def vits(attention: str) -> Case:
 # ---- sound ----
 
 
+@define("speech")
+def mimi(attention: str) -> Case:
+    """The causal transformer of a codec, with a window."""
+    from transformers.models.mimi.modeling_mimi import MimiTransformerModel
+
+    config = t.MimiConfig(
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        intermediate_size=64,
+        sliding_window=6,
+        layer_scale_initial_scale=1.0,
+        attn_implementation=attention,
+    )
+    model = prepare(MimiTransformerModel(config), gain=2)  # its weights start out larger
+    module = Call(model, lambda m, x: m(x, use_cache=False).last_hidden_state)
+    inputs = {"frames": Input("float", ("batch", "seq", HIDDEN))}
+    return Case(module, inputs, {"batch": 2, "seq": 12}, LAYERS, peer=("gpt2", HEADS, HIDDEN))
+
+
+@define("speech")
+def musicgen(attention: str) -> Case:
+    """A decoder of four codebooks, which attends a text."""
+    config = t.MusicgenDecoderConfig(
+        vocab_size=100,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        ffn_dim=64,
+        max_position_embeddings=64,
+        add_cross_attention=True,
+        is_decoder=True,
+        pad_token_id=0,
+        attn_implementation=attention,
+    )
+
+    def function(m: Any, ids: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        codes = ids.flatten(0, 1)
+        return m(codes, encoder_hidden_states=text, encoder_attention_mask=mask, use_cache=False).logits
+
+    inputs = {
+        "codes": Input("ids", ("batch", 4, "seq")),
+        "text": Input("float", ("batch", "source", HIDDEN)),
+        "mask": Input("mask", ("batch", "source")),
+    }
+    sizes = {"batch": 2, "seq": 7, "source": 12}
+    module = Call(prepare(t.MusicgenForCausalLM(config)), function)
+    return Case(module, inputs, sizes, 2 * LAYERS, peer=("bart", HEADS, HIDDEN))
+
+
 # ---- series ----
 
 
@@ -179,3 +230,22 @@ def timesfm(attention: str) -> Case:
         "frequency": Input("classes", ("batch", 1)),
     }
     return Case(Call(model, function), inputs, {"batch": 2}, LAYERS, peer=("gpt2", HEADS, HIDDEN))
+
+
+@define("series")
+def patchtst(attention: str) -> Case:
+    """Patches of each channel attend each other: batch and channels are one axis."""
+    config = t.PatchTSTConfig(
+        num_input_channels=3,
+        context_length=32,
+        patch_length=4,
+        patch_stride=4,
+        num_hidden_layers=LAYERS,
+        d_model=HIDDEN,
+        num_attention_heads=HEADS,
+        ffn_dim=64,
+        attn_implementation=attention,
+    )
+    module = Call(prepare(t.PatchTSTModel(config)), lambda m, x: m(past_values=x).last_hidden_state)
+    inputs = {"values": Input("float", ("batch", 32, 3))}
+    return Case(module, inputs, {"batch": 2}, LAYERS, peer=("bart", HEADS, HIDDEN))

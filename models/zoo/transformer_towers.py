@@ -19,6 +19,7 @@ from zoo.transformer_parts import (
     TEXT,
     VIT,
     encoder_case,
+    seq2seq_case,
     vision_case,
 )
 
@@ -43,6 +44,33 @@ def esm(attention: str) -> Case:
 @define("encoder")
 def nomic_bert(attention: str) -> Case:
     return encoder_case(t.NomicBertModel(t.NomicBertConfig(**BERT, attn_implementation=attention)))
+
+
+@define("encoder")
+def electra(attention: str) -> Case:
+    """A reranker: one number for a pair of texts."""
+    config = t.ElectraConfig(**BERT, embedding_size=32, num_labels=1, attn_implementation=attention)
+    case = encoder_case(t.ElectraForSequenceClassification(config))
+    assert isinstance(case.model, Call)
+    case.model.function = lambda m, ids, mask: m(input_ids=ids, attention_mask=mask).logits
+    return case
+
+
+@define("encoder")
+def jina_embeddings_v3(attention: str) -> Case:
+    config = t.JinaEmbeddingsV3Config(**BERT, pad_token_id=0, attn_implementation=attention)
+    return encoder_case(t.JinaEmbeddingsV3Model(config))
+
+
+@define("encoder")
+def gte(attention: str) -> Case:
+    return encoder_case(t.GteModel(t.GteConfig(**BERT, pad_token_id=0, attn_implementation=attention)))
+
+
+@define("encoder")
+def eurobert(attention: str) -> Case:
+    """Llama's layers without the causal mask."""
+    return encoder_case(t.EuroBertModel(t.EuroBertConfig(**LLAMA, mask_token_id=3, attn_implementation=attention)))
 
 
 @define("encoder")
@@ -104,6 +132,13 @@ def conformer(attention: str) -> Case:
     module = Call(prepare(t.Wav2Vec2ConformerModel(config)), lambda m, x: m(x).last_hidden_state)
     inputs = {"input_values": Input("float", ("batch", 800))}
     return Case(module, inputs, {"batch": 2}, LAYERS, peer=("bart", HEADS, HIDDEN))
+
+
+@define("encoder-decoder")
+def m2m100(attention: str) -> Case:
+    """As NLLB; sinusoidal positions, counted over the tokens that are no padding."""
+    config = t.M2M100Config(**SEQ2SEQ, max_position_embeddings=64, pad_token_id=0, attn_implementation=attention)
+    return seq2seq_case(t.M2M100Model(config), "bart")
 
 
 @define("encoder-decoder")

@@ -35,6 +35,29 @@ def siglip2(attention: str) -> Case:
     return Case(Call(model, function), inputs, {}, LAYERS + 1, peer=("clip", HEADS, HIDDEN))
 
 
+@define("vision")
+def owlv2(attention: str) -> Case:
+    """Detection by text: a causal tower for the queries, a tower for the image."""
+    config = t.Owlv2Config(
+        text_config={**BERT, "max_position_embeddings": 16},
+        vision_config=VIT,
+        projection_dim=HIDDEN,
+        attn_implementation=attention,
+    )
+
+    def function(m: Any, ids: torch.Tensor, mask: torch.Tensor, pixels: torch.Tensor) -> Any:
+        out = m(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+        return out.logits, out.pred_boxes
+
+    inputs = {
+        "input_ids": Input("ids", ("texts", 12)),
+        "attention_mask": Input("mask", ("texts", 12)),
+        "pixel_values": Input("float", (1, 3, 32, 32)),
+    }
+    model = prepare(t.Owlv2ForObjectDetection(config), gain=2)  # its weights start out larger
+    return Case(Call(model, function), inputs, {"texts": 2}, 2 * LAYERS, peer=("clip", HEADS, HIDDEN))
+
+
 @define("vision", ("eager",))
 def depth_anything(attention: str) -> Case:
     """DINOv2 with its layers' values taken in between, and convolutions behind."""
@@ -57,6 +80,15 @@ def depth_anything(attention: str) -> Case:
     module = Call(prepare(t.DepthAnythingForDepthEstimation(config)), lambda m, x: m(x).predicted_depth)
     inputs = {"pixel_values": Input("float", ("batch", 3, 32, 32))}
     return Case(module, inputs, {"batch": 2}, 4, peer=("vit", HEADS, HIDDEN))
+
+
+@define("vision", ("eager",))
+def hiera(attention: str) -> Case:
+    """Attention within units of five dimensions, whose queries are pooled at the stages' borders."""
+    config = t.HieraConfig(
+        embed_dim=16, image_size=[64, 64], depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], patch_padding=[3, 3]
+    )
+    return vision_case(t.HieraModel(config), 4, 64)
 
 
 @define("vision")

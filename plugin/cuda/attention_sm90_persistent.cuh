@@ -83,13 +83,7 @@ INTFA_DEVICE void attend_items(const AttentionParams& params, uint32_t smem) {
     }
     auto hand_on = [&](int begin, int end) {
 #pragma unroll 1
-      for (int visit = begin; visit < end; ++visit) {
-        const Stage<Shape> stage(smem, visit);
-        ptx::mbarrier_wait(stage.full_k(), stage.parity);
-        release(stage.empty_k(), rows.lane);
-        ptx::mbarrier_wait(stage.full_v(), stage.parity);
-        release(stage.empty_v(), rows.lane);
-      }
+      for (int visit = begin; visit < end; ++visit) give_back(Stage<Shape>(smem, visit), rows.lane);
     };
     auto nothing = [](const Stage<Shape>&, int) {};
     hand_on(visits, own.first - first_tile);

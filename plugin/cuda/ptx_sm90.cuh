@@ -76,6 +76,15 @@ INTFA_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::
 
 // A barrier of the calling warpgroup's 128 threads; id: its own, 1 to 15.
 INTFA_DEVICE void sync_warpgroup(int id) { asm volatile("bar.sync %0,128;" ::"r"(id) : "memory"); }
+// The same barrier, and whether any of the threads says so.
+INTFA_DEVICE bool warpgroup_any(int id, bool predicate) {
+  uint32_t any;
+  asm volatile("{.reg .pred p,q; setp.ne.u32 p,%1,0; bar.red.or.pred q,%2,128,p; selp.b32 %0,1,0,q;}"
+               : "=r"(any)
+               : "r"(static_cast<uint32_t>(predicate)), "r"(id)
+               : "memory");
+  return any != 0;
+}
 
 // Registers per thread from now on, by all warps of a warpgroup: fewer, or more, which waits until the CTA has them.
 template <int kRegisters>
@@ -163,6 +172,7 @@ INTFA_DEVICE void bulk_copy(uint32_t dst, const void* src, int bytes, uint32_t b
 }
 INTFA_DEVICE void fence_async_proxy() { simt::fence_async_proxy(); }
 INTFA_DEVICE void sync_warpgroup(int id INTFA_LOC) { simt::bar_sync(id, 128, loc); }
+INTFA_DEVICE bool warpgroup_any(int id, bool predicate INTFA_LOC) { return simt::bar_red_or(id, 128, predicate, loc); }
 template <int kRegisters>
 INTFA_DEVICE void give_registers(INTFA_LOC_ONLY) {
   simt::give_registers(kRegisters, loc);

@@ -98,6 +98,24 @@ INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, in
   return attended;
 }
 
+// Whether one of the lane's rows attends one of its keys that the mask covers: of the terms that stage_mask has left,
+// those of keys beyond the mask count as attended. For the tile in which the mask ends.
+template <int kKeys, bool kSameRows>
+INTFA_DEVICE bool attends_covered(const AttentionParams& params, int key, int lane, uint32_t terms) {
+  bool attended = false;
+#pragma unroll 1
+  for (int half = 0; half < (same_rows<kSameRows>(params) ? 1 : 2); ++half) {
+#pragma unroll 1
+    for (int i = 0; i < kKeys / 16; ++i) {
+      float term[4];
+      ptx::ld_shared(term, terms + mask_slot(kKeys, half, i, lane));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) attended |= key + 16 * i + k < params.mask_seqlen_kv && term[k] != -INFINITY;
+    }
+  }
+  return attended;
+}
+
 // The plain kernel: scores stay y.
 struct NoScoring {
   INTFA_DEVICE void operator()(float (&)[4], int) const {}

@@ -10,7 +10,7 @@
 // Hazards:
 //  - wgmma reads shared memory until the wait for its group: a stage is released after that wait, never before;
 //  - Q's codes are ordinary stores read by wgmma: fence_async_proxy, then a barrier;
-//  - no warp may skip a tile that its mask excludes: wgmma is the warpgroup's. Such a tile gives P = 0.
+//  - a tile that the mask excludes is skipped by all warps of the warpgroup or by none: wgmma is theirs together.
 #pragma once
 
 #include <type_traits>
@@ -123,6 +123,15 @@ INTFA_DEVICE void release(uint32_t barrier, int lane) {
   if (lane == 0) ptx::mbarrier_arrive(barrier);
 }
 
+// Gives a stage back unused, when its turn has come.
+template <typename Shape>
+INTFA_DEVICE void give_back(const Stage<Shape>& stage, int lane) {
+  ptx::mbarrier_wait(stage.full_k(), stage.parity);
+  release(stage.empty_k(), lane);
+  ptx::mbarrier_wait(stage.full_v(), stage.parity);
+  release(stage.empty_v(), lane);
+}
+
 // A warp's part of the 64 queries of its warpgroup.
 template <int kDim, typename Shape>
 struct WgmmaRows {
@@ -194,7 +203,16 @@ struct WgmmaRows {
     };
     if (kScored && params.mask.data != nullptr) {
       const Work again = Work::of<Shape>(params);
-      stage_mask<kKeys, 1, kSameRows>(params, again, again.warp_row, lane_key, mask_terms());
+      bool attended = stage_mask<kKeys, 1, kSameRows>(params, again, again.warp_row, lane_key, mask_terms());
+      if (lane_key + kKeys > params.mask_seqlen_kv) {
+        attended = attends_covered<kKeys, kSameRows>(params, lane_key, again.lane, mask_terms());
+      }
+      if (!ptx::warpgroup_any(1, attended)) {
+        give_back(stage, lane);
+        k_used();
+        v_used();
+        return;
+      }
     }
 
     ptx::mbarrier_wait(stage.full_k(), stage.parity);

@@ -54,6 +54,8 @@ struct Barrier {
   std::vector<int> waiting;            // thread ids
   std::vector<unsigned> line_of_warp;  // where each warp's first lane arrived; bar.sync is warp-convergent
   Clock arrivals, completed;           // as an mbarrier's
+  const char* instruction = "";        // of this phase's arrivals: bar.red may not meet bar.sync
+  bool any = false, result = false;    // bar.red.or: of this phase's arrivals, of the last completed phase
   char tsan_token = 0;
 };
 

@@ -37,7 +37,9 @@ Meeting& meet(const char* instruction, loc_t l, const uint32_t* operands, int co
   return meeting;
 }
 
-void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
+void arrive(int id, int expected, const char* instruction, loc_t l, bool predicate = false) {
+  if (id < 0 || id >= Block::kBarriers) fail("barrier id " + std::to_string(id) + "; there are 16", l);
+  Barrier& barrier = block->barriers[id];
   Thread& self = this_thread();
   tsan_release(&barrier.tsan_token);
   if (block->engines) {
@@ -46,12 +48,17 @@ void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
   }
   if (barrier.arrived == 0) {
     barrier.expected = expected;
+    barrier.instruction = instruction;
+    barrier.any = false;
     for (unsigned& line : barrier.line_of_warp) line = 0;
   } else if (barrier.expected != expected) {
     fail("barrier: " + std::to_string(expected) + " threads expected here, " + std::to_string(barrier.expected) +
              " by an earlier arrival",
          l);
+  } else if (std::strcmp(barrier.instruction, instruction) != 0) {
+    fail(std::string("barrier: ") + instruction + " here, " + barrier.instruction + " by an earlier arrival", l);
   }
+  barrier.any |= predicate;
   unsigned& line = barrier.line_of_warp[self.warp];
   if (line != 0 && line != l.line())
     fail("divergence: lanes of one warp arrive at the barrier from lines " + std::to_string(line) + " and " +
@@ -62,6 +69,7 @@ void arrive(Barrier& barrier, int expected, const char* instruction, loc_t l) {
   if (++barrier.arrived == expected) {
     barrier.arrived = 0;
     barrier.completed = barrier.arrivals;
+    barrier.result = barrier.any;
     for (int id : barrier.waiting) make_runnable(id);
     barrier.waiting.clear();
     statistics().barriers++;
@@ -145,10 +153,11 @@ void multiply_half(const char* instruction, float* d, const uint32_t* a, const u
 
 }  // namespace
 
-void syncthreads(loc_t l) { arrive(block->barriers[0], int(block->threads.size()), "bar.sync", l); }
-void bar_sync(int id, int num_threads, loc_t l) {
-  if (id < 0 || id >= Block::kBarriers) fail("barrier id " + std::to_string(id) + "; there are 16", l);
-  arrive(block->barriers[id], num_threads, "bar.sync", l);
+void syncthreads(loc_t l) { arrive(0, int(block->threads.size()), "bar.sync", l); }
+void bar_sync(int id, int num_threads, loc_t l) { arrive(id, num_threads, "bar.sync", l); }
+bool bar_red_or(int id, int num_threads, bool predicate, loc_t l) {
+  arrive(id, num_threads, "bar.red.or", l, predicate);
+  return block->barriers[id].result;  // the next phase ends after this thread has come to it
 }
 void syncwarp(loc_t l) {
   char* token = &this_warp().tsan_token;

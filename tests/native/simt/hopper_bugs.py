@@ -15,9 +15,21 @@ from .simulator import Mode
 
 # Each kernel's text: what both share, then its own.
 SHARED = "cuda/wgmma_rows.cuh"
-OWN = {"v1": "cuda/attention_sm90.cuh", "persistent": "cuda/attention_sm90_persistent.cuh"}
-_CALL = {"v1": "attention_wgmma<{dim}, false>", "persistent": "attention_persistent<{dim}>"}
-_SHAPE = {"v1": "WgmmaShape<{dim}, false>", "persistent": "PersistentShape<{dim}>"}
+OWN = {
+    "v1": "cuda/attention_sm90.cuh",
+    "scored": "cuda/attention_sm90.cuh",
+    "persistent": "cuda/attention_sm90_persistent.cuh",
+}
+_CALL = {
+    "v1": "attention_wgmma<{dim}, false>",
+    "scored": "attention_wgmma<{dim}, true>",
+    "persistent": "attention_persistent<{dim}>",
+}
+_SHAPE = {
+    "v1": "WgmmaShape<{dim}, false>",
+    "scored": "WgmmaShape<{dim}, true>",
+    "persistent": "PersistentShape<{dim}>",
+}
 DIM = 128  # whose Q is an operand in shared memory
 
 # Kernel number 0 is the product's.
@@ -32,7 +44,7 @@ void kernel(AttentionParams params) {{
 using Shape = {shape};
 const WgmmaKernel kWgmmaKernels[] = {{
     {{{dim},
-     {{Arithmetic::kTileInt8, false, kernel, Shape::kTileM, Shape::kThreads, Shape::kSmemBytes, Shape::kKeys,
+     {{Arithmetic::kTileInt8, Shape::kScored, kernel, Shape::kTileM, Shape::kThreads, Shape::kSmemBytes, Shape::kKeys,
       Shape::kOrder, Shape::kPersistent}}}}}};
 }}  // namespace intfa::cuda
 extern "C" SIMT_API void choose_kernel(int number) {{ intfa::cuda::chosen = number; }}
@@ -44,7 +56,7 @@ def build(bugs: Mapping[str, toolchain.Replacements], kernel: str) -> Path:
 
     Args:
         bugs: name -> (old, new) texts in the kernel's files; each old text must occur exactly once.
-        kernel: ``v1`` or ``persistent``.
+        kernel: ``v1``, ``scored`` or ``persistent``.
     Raises:
         ValueError: one does not: the kernel has moved on and the bug must follow it.
     """

@@ -167,6 +167,10 @@ void multiply(Warp& warp, const Instruction& i, LaneMask mask) {
     read_operand(warp, i, p.a, 64, group);
   }
   read_operand(warp, i, p.b, int(i.matrix.size()) * 2, group);
+  std::vector<IssuedProduct>& issued = units(warp).issued[size_t(warp.id) / 4];
+  const IssuedProduct product{&i, p.a, p.b};
+  if (queue.issued == issued.size()) issued.push_back(product);
+  if (issued[queue.issued++] != product) fail(warp, i, "the warps of a warpgroup are in different wgmma");
 
   const uint32_t mark = warp.lanes<uint32_t>(i.matrix[0])[0];
   for (WarpProduct& other : queue.products)

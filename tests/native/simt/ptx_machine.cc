@@ -72,9 +72,13 @@ void exit_lanes(Warp& warp, const Instruction& instruction, LaneMask lanes) {
   if (warp.machine->async && !warp.machine->async->products[size_t(warp.id)].products.empty())
     fail(warp, instruction, "a warp exits with wgmma in flight");
   const std::vector<Warp>& warps = warp.machine->warps;
-  if (warp.machine->async && !warp.machine->async->registers.uniform() &&
-      std::all_of(warps.begin(), warps.end(), [](const Warp& w) { return w.alive == 0; }))
-    fail(warp, instruction, "setmaxnreg by a part of a warpgroup");
+  if (!warp.machine->async || std::any_of(warps.begin(), warps.end(), [](const Warp& w) { return w.alive != 0; }))
+    return;
+  if (!warp.machine->async->registers.uniform()) fail(warp, instruction, "setmaxnreg by a part of a warpgroup");
+  for (const Warp& each : warps)
+    if (warp.machine->async->products[size_t(each.id)].issued !=
+        warp.machine->async->issued[size_t(each.id) / 4].size())
+      fail(warp, instruction, "wgmma by a part of a warpgroup");
 }
 
 // Runs until the warp waits at a barrier, ends, or has spent its budget. Of diverged lanes the ones at the lowest
@@ -296,16 +300,23 @@ char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t addres
   return reinterpret_cast<char*>(address);
 }
 
-void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads) {
+void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads, int result, bool vote) {
   Machine& machine = *warp.machine;
   if (id < 0 || id >= 16) fail(warp, instruction, "barrier id out of range");
   Barrier& barrier = machine.barriers[id];
   const int expected = num_threads / 32;
-  if (barrier.arrived == 0)
+  if (barrier.arrived == 0) {
     barrier.expected = expected;
-  else if (barrier.expected != expected)
+    barrier.reduces = result >= 0;
+    barrier.any = false;
+  } else if (barrier.expected != expected) {
     fail(warp, instruction, "barrier with another thread count than an earlier arrival");
+  } else if (barrier.reduces != (result >= 0)) {
+    fail(warp, instruction, "bar.red and bar.sync meet at a barrier");
+  }
+  barrier.any |= vote;
   warp.barrier = id;
+  warp.vote = result;
   if (machine.async) {
     if (const char* wrong = machine.async->race.meet(warp.id, barrier.completed)) fail(warp, instruction, wrong);
     machine.async->race.release(warp.id, barrier.arrivals);
@@ -317,6 +328,7 @@ void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int n
   for (Warp& other : machine.warps)
     if (other.barrier == id && other.alive != 0) {
       other.barrier = -1;
+      if (barrier.reduces) other.predicates[size_t(other.vote)] = barrier.any ? other.alive : 0;
       if (machine.async) machine.async->race.acquire(other.id, barrier.arrivals);
       released.push_back(other.id);
     }

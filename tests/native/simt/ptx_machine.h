@@ -36,6 +36,7 @@ struct Warp {
   LaneMask alive = ~LaneMask(0);
   int pc[32] = {};
   int barrier = -1;  // waits at this one
+  int vote = -1;     // the predicate that bar.red gives its result to
   std::vector<PendingCopy> copies;
   std::vector<int> groups;
   int uncommitted = 0;
@@ -58,6 +59,8 @@ struct Warp {
 struct Barrier {
   int arrived = 0, expected = 0;  // warps
   Clock arrivals, completed;      // as an mbarrier's
+  bool reduces = false;           // bar.red.or in this phase, which may not meet bar.sync
+  bool any = false;
 };
 
 // Accumulators of one warp while products to them are in flight. Meanwhile each of the registers holds a mark of its
@@ -76,23 +79,35 @@ struct WarpProduct {
   uint32_t a_values[4][32];  // of A in registers
 };
 
+// What the four warps of a warpgroup must agree upon.
+struct IssuedProduct {
+  const Instruction* instruction;
+  uint64_t a, b;
+  bool operator==(const IssuedProduct&) const = default;
+};
+
 struct ProductQueue {
   std::vector<WarpProduct> products;  // in issue order
   std::vector<int> groups;
   int uncommitted = 0;
   uint32_t committed_groups = 0, marks = 0;
+  size_t issued = 0;  // in all
   bool fenced = false;
 };
 
 // What a kernel with mbarriers has besides.
 struct AsyncUnits {
   AsyncUnits(int num_warps, size_t shared_bytes)
-      : race(num_warps, shared_bytes), registers(num_warps), products(size_t(num_warps)) {}
+      : race(num_warps, shared_bytes),
+        registers(num_warps),
+        products(size_t(num_warps)),
+        issued(size_t(num_warps + 3) / 4) {}
   AsyncRace race;
   RegisterFile registers;
   std::map<uint32_t, Mbarrier> barriers;  // by shared address
   std::vector<BulkCopy> copies;
-  std::vector<ProductQueue> products;  // per warp
+  std::vector<ProductQueue> products;              // per warp
+  std::vector<std::vector<IssuedProduct>> issued;  // per warpgroup, by the first of its warps to come so far
 };
 
 struct Machine {
@@ -124,7 +139,9 @@ char* global_pointer(Warp& warp, const Instruction& instruction, uint64_t addres
 // Lets one bulk copy land; false if there is none.
 bool advance_copies(Machine& machine);
 
-// bar.sync id, threads: the warp stops running until the others are there.
-void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads);
+// bar.sync id, threads: the warp stops running until the others are there. bar.red.or has a predicate slot for the
+// result besides, and whether one of the warp's lanes votes for it.
+void arrive_at_barrier(Warp& warp, const Instruction& instruction, int id, int num_threads, int result = -1,
+                       bool vote = false);
 
 }  // namespace simt::ptx

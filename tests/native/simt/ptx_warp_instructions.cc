@@ -121,6 +121,12 @@ void block_barrier(Warp& warp, const Instruction& i, LaneMask) {
   arrive_at_barrier(warp, i, int(warp.lanes<uint32_t>(i.operand[0])[0]), threads);
 }
 
+// p, id, threads, predicate
+void reduce_at_barrier(Warp& warp, const Instruction& i, LaneMask mask) {
+  const auto value = [&](int operand) { return int(warp.lanes<uint32_t>(i.operand[operand])[0]); };
+  arrive_at_barrier(warp, i, value(1), value(2), i.operand[0], (read_predicate(warp, i, 3) & mask) != 0);
+}
+
 void nothing(Warp&, const Instruction&, LaneMask) {}
 
 }  // namespace
@@ -147,6 +153,7 @@ void add_warp_instructions(Table& table) {
   table.add(half + "bf16.bf16.f32", "VVVV", multiply_accumulate<float, kMultiply16816<Half::kBF16>>);
   table.add("bar.sync", "r?r", block_barrier, Flow::kBarrier);
   table.add("barrier.sync", "r?r", block_barrier, Flow::kBarrier);
+  table.add("bar.red.or.pred", "prrp", reduce_at_barrier, Flow::kBarrier);
   table.add("bra", "l", nothing, Flow::kBranch);
   table.add("bra.uni", "l", nothing, Flow::kBranch);
   table.add("ret", "", nothing, Flow::kExit);

@@ -112,6 +112,7 @@ SIMT_API uint32_t smem_u32(const void* p, loc_t l = loc_t::current());  // its 3
 
 SIMT_API void syncthreads(loc_t l = loc_t::current());
 SIMT_API void bar_sync(int id, int num_threads, loc_t l = loc_t::current());
+SIMT_API bool bar_red_or(int id, int num_threads, bool predicate, loc_t l = loc_t::current());
 SIMT_API void syncwarp(loc_t l = loc_t::current());
 
 SIMT_API uint32_t shfl_xor(uint32_t value, int lane_mask, loc_t l = loc_t::current());
