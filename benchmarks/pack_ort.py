@@ -92,6 +92,8 @@ def pack(wheel: Path, architecture: int, target: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     try:
         print(pack(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))
     except (OSError, ValueError, zipfile.BadZipFile) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,23 @@ def attention_errors(
                 known[value.name] = value.const_value.numpy()
             elif not value.is_graph_output():
                 loaded.graph.outputs.append(value)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "with_attentions.onnx"
+    with _scratch_file(Path(model)) as path:
         model_io.save(loaded, path)
         known |= run(path, runner, feed)
     metrics = [_metrics(node, known) for node in nodes]
     return AttentionErrors(tuple(sorted(metrics, key=lambda m: -m.rel_l2)), num_all - len(nodes))
+
+
+@contextmanager
+def _scratch_file(model: Path) -> Iterator[Path]:
+    """Yield where to write a variant of a model: beside it, so that external data is not copied, if that is allowed."""
+    with tempfile.TemporaryDirectory() as folder:
+        beside = os.access(model.parent, os.W_OK)
+        path = (model.parent if beside else Path(folder)) / f".{model.stem}.{os.getpid()}.onnx"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _metrics(node: ir.Node, known: Mapping[str, np.ndarray]) -> OutputMetrics:

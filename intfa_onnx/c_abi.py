@@ -15,8 +15,6 @@ from intfa_onnx.errors import IntfaError, UnsupportedError
 
 DTYPES = ("float32", "float16", "bfloat16", "int8", "bool")  # enum DataType
 SCALES = ("none", "per_tensor", "per_head", "per_channel")  # enum ScaleGranularity
-PRECISIONS = ("int8", "int8_qk")
-SCHEMES = ("tile", "paper")
 
 _STATUS_UNSUPPORTED = 2
 _MESSAGE_BYTES = 1000

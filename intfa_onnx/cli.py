@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 1
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}", "--debug" in arguments)
     except OSError as error:  # a file that may not be read, no space for what is printed
         return _fail(
             f"{repr(error.filename) if error.filename else 'output'}: {error.strerror}", "--debug" in arguments
@@ -288,6 +290,10 @@ def compare(
     from intfa_onnx.attention_errors import attention_errors
     from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
+    if inputs and shapes:
+        raise UnsupportedError(
+            "--shapes is for inputs that are made up, and --inputs gives real ones: leave one of them out"
+        )
     sizes = parse_shapes(shapes or [])
     feed = load_inputs(inputs) if inputs else random_inputs(model_io.load(model_a), sizes, seed)
     with _working(f"comparing {model_a} with {model_b}", as_json):

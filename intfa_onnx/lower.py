@@ -24,7 +24,7 @@ def lower(view: View, match: AttentionMatch, names: Names, options: Options) -> 
 
     emitter = Emitter(opset, names, anchor_name)
     operands = dict(match.inputs)
-    if options.target != "ort" and _is_bool(view, operands.get("attn_mask")):
+    if options.target != "ort" and is_boolean(view, operands.get("attn_mask")):
         operands["attn_mask"] = _float_mask(operands["attn_mask"], match.dtype)
     node = _fused_node(match, {n: emitter.value(x) for n, x in operands.items()}, options)
     lse = node.outputs[_LSE] if len(node.outputs) > _LSE else None
@@ -57,17 +57,18 @@ def domain_of(target: str) -> str:
     return op_schema.TRT_EP_DOMAIN if target == "ort-trt-ep" else op_schema.DOMAIN
 
 
-def _is_bool(view: View, mask: Operand | None) -> bool:
+def is_boolean(view: View, mask: Operand | None) -> bool:
+    """Return whether a mask is of truths, not of numbers to add; its type may have to be read off its nodes."""
     if isinstance(mask, ir.Value):
         if (dtype := view.dtype(mask)) is not None or (node := mask.producer()) is None:
             return dtype == ir.DataType.BOOL
         mask = Call(node.op_type, tuple(i for i in node.inputs if i is not None))
     if isinstance(mask, Shared):
-        return _is_bool(view, mask.expression)
+        return is_boolean(view, mask.expression)
     if not isinstance(mask, Call):
         return isinstance(mask, Const) and mask.array.dtype == np.bool_
     if mask.op_type in ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Transpose", "Concat"):
-        return _is_bool(view, mask.inputs[0])
+        return is_boolean(view, mask.inputs[0])
     return mask.op_type in ("Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
 
 

@@ -199,6 +199,8 @@ def _stage_external(source: Path, location: str, path: Path, force: bool, staged
             f"external data location '{location}' is outside of the model's folder, where ONNX Runtime does not look. "
             "Save the original with its external data beside it, and rewrite that"
         )
+    if path.resolve() in (source, target.resolve()):
+        raise ModelError(f"'{path}' is where the model's external data is. Choose another name")
     if target.exists():
         if os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False):
             return

@@ -25,10 +25,9 @@ INPUTS = (
     "k_scale",  # float32: per tensor [1] or per head [Hkv]
     "v_scale",  # float32: per tensor [1], per head [Hkv] or per channel [Hkv, Dv]
 )
-REQUIRED_INPUTS = 3
 OUTPUTS = ("Y", "present_key", "present_value", "lse")
 
-MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_STEP = 8, 256, 8
+MAX_HEAD_DIM, HEAD_DIM_STEP = 256, 8
 
 
 @dataclass(frozen=True)

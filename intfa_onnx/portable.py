@@ -16,6 +16,7 @@ import onnx_ir as ir
 from intfa_onnx import op_schema
 from intfa_onnx.emit import Emitter, Names
 from intfa_onnx.errors import UnsupportedError
+from intfa_onnx.lower import is_boolean
 from intfa_onnx.patterns.match import Call, Const, Operand, slice_of
 from intfa_onnx.patterns.view import View
 
@@ -75,13 +76,12 @@ def _configuration(
     inputs = dict(zip(op_schema.INPUTS, node.inputs, strict=False))
     dtype = view.dtype(node.outputs[0])
     assert dtype is not None
-    mask = inputs.get("attn_mask")
     return Configuration(
         inputs=tuple(n for n, v in inputs.items() if v is not None),
         num_outputs=len(node.outputs),
         dtype=dtype,
         packed=bool(attribute("q_num_heads")),
-        bool_mask=mask is not None and _is_bool(view, mask),
+        bool_mask=is_boolean(view, inputs.get("attn_mask")),
         head_dim=head_dim,
         q_num_heads=int(attribute("q_num_heads")),
         kv_num_heads=int(attribute("kv_num_heads")),
@@ -93,13 +93,6 @@ def _configuration(
         window_right=int(attribute("window_right")),
         lower_right=attribute("causal_alignment") == "lower_right",
     )
-
-
-def _is_bool(view: View, mask: ir.Value) -> bool:
-    dtype = view.dtype(mask)
-    if dtype is None and (producer := mask.producer()) is not None:
-        return producer.op_type in ("Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
-    return dtype == ir.DataType.BOOL
 
 
 def _function(config: Configuration, opset: int, overload: str) -> ir.Function:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from intfa_onnx import native
 from intfa_onnx.errors import ModelError, UnsupportedError
-from intfa_onnx.op_schema import DOMAIN, OP_TYPE
+from intfa_onnx.op_schema import DOMAIN, OP_TYPE, TRT_EP_DOMAIN
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -22,6 +22,11 @@ _EXPLANATIONS = (
         f"{DOMAIN}:{OP_TYPE}(-1) is not a registered function/op",
         "the model is rewritten, but this session does not know the operator; "
         "call intfa_onnx.register(session_options) before the session is made, or rewrite with --portable",
+    ),
+    (
+        f"{TRT_EP_DOMAIN}:{OP_TYPE}(-1) is not a registered function/op",
+        "the model is for ONNX Runtime's TensorRT provider: give it that one, with our library in "
+        "trt_extra_plugin_lib_paths, or rewrite the original with --target ort",
     ),
     ("INVALID_PROTOBUF", "not an ONNX file, or cut short; export it again"),
     ("NO_SUCHFILE", "the model file, or one of its external data files, is not there"),

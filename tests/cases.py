@@ -1,8 +1,7 @@
 """The edge shapes that every implementation runs over: reference, CPU, CUDA, both simulators, both adapters.
 
 A case is a plain record, so that an implementation takes the subset that it supports:
-``[c for c in CASES if c.head_dim == 64]``. The truth is ``intfa_onnx.reference``; here are shapes, data and the reason
-for each.
+``[c for c in CASES if c.head_dim == 64]``. The truth is ``truth.py``; here are shapes, data and the reason for each.
 """
 
 from __future__ import annotations

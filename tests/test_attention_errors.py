@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import onnx
 import onnx.parser
 import pytest
 from small_models import attention_model
+from test_model_io import external_model
 
+from intfa_onnx import rewrite
 from intfa_onnx.attention_errors import attention_errors
 from intfa_onnx.errors import ModelError
 from intfa_onnx.session import open_session
@@ -64,6 +68,25 @@ def test_each_against_float64_on_its_own_inputs(tmp_path: Path) -> None:
     coarse, fine = result.attentions
     assert coarse.rel_l2 > 3 * fine.rel_l2
     assert result.num_unmeasured == 1
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_weights_beside_the_model_are_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    """They may be many gigabytes. Where nobody may write they are, into a folder that goes again."""
+    path, copied = external_model(tmp_path), []
+    (tmp_path / "weights.bin").write_bytes(bytes(256))
+    rewrite(path).save(tmp_path / "out.onnx")
+    before = sorted(tmp_path.iterdir())
+    copy = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: copied.append(copy(source, target)))
+    monkeypatch.setattr(os, "access", lambda folder, mode: writable)
+    feed = {name: np.ones((1, 2, 4, 16), np.float32) for name in "QKV"}
+    assert len(attention_errors(tmp_path / "out.onnx", feed).attentions) == 1
+    assert bool(copied) is not writable
+    assert sorted(tmp_path.iterdir()) == before
+    assert not any(Path(file).exists() for file in copied)
 
 
 def test_a_model_without_one_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_fields_are_the_headers_fields() -> None:
 
 @pytest.mark.parametrize(
     ("names", "enumeration"),
-    [(c_abi.DTYPES, "DataType"), (c_abi.SCALES, "ScaleGranularity"), (c_abi.PRECISIONS, "Precision")],
+    [(c_abi.DTYPES, "DataType"), (c_abi.SCALES, "ScaleGranularity")],
 )
 def test_enumerations_are_the_headers(names: tuple[str, ...], enumeration: str) -> None:
     text = (HEADER.parent / "attention.h").read_text()

@@ -187,7 +187,9 @@ def test_a_path_that_the_output_cannot_spell(tmp_path: Path) -> None:
         ("compare", "model.onnx", "model.onnx", "--seed", "-1"),
         ("compare", "model.onnx", "model.onnx", "--min-cosine", "2"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "absent:2x2x4x16"),
+        ("compare", "model.onnx", "model.onnx", "--shapes", "Q:99999999x2x9999x16"),
         ("compare", "model.onnx", "model.onnx", "--inputs", "model.onnx"),
+        ("compare", "model.onnx", "model.onnx", "--inputs", "feed.npz", "--shapes", "Q:2x2x4x16"),
         ("compare", "model.onnx", "model.onnx", "--runner-b", "gpu"),
         ("compare", "model.onnx", "plain.onnx"),
         ("libpath", "trt5"),
@@ -201,6 +203,7 @@ def test_wrong_arguments(
     monkeypatch.chdir(tmp_path)
     save(attention_model(), Path("model.onnx"))
     save(plain_model(), Path("plain.onnx"))
+    np.savez("feed.npz", **dict.fromkeys("QKV", np.zeros((2, 2, 4, 16), np.float32)))
     fail(capsys, *arguments)
 
 

@@ -257,6 +257,18 @@ def test_external_data_is_not_written_outside_of_the_folder(tmp_path):
     assert list((tmp_path / "target" / "inner").iterdir()) == []
 
 
+def test_the_output_is_not_its_own_external_data(tmp_path):
+    """With force, the model would take the place of its weights: next to the original, and in another folder."""
+    path = external_model(tmp_path)
+    array = weights(tmp_path)
+    (tmp_path / "target").mkdir()
+    for output in (tmp_path / "weights.bin", tmp_path / "target" / "weights.bin"):
+        with pytest.raises(ModelError, match=r"weights\.bin' is where the model's external data is"):
+            intfa_onnx.rewrite(path).save(output, force=True)
+    assert (tmp_path / "weights.bin").read_bytes() == array.tobytes()
+    assert list((tmp_path / "target").iterdir()) == []
+
+
 def test_other_external_data_is_not_overwritten(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()

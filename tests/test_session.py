@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 from small_models import attention_model, embedding_model
 
+import intfa_onnx
 from intfa_onnx import native
 from intfa_onnx.doctor import probe_model
 from intfa_onnx.errors import ModelError, UnsupportedError
@@ -43,6 +44,13 @@ def test_absent_external_data(tmp_path: Path) -> None:
     text = message(path)
     assert "weights.bin" in text
     assert text.endswith("keep the model's external data file beside it")
+
+
+def test_for_the_tensorrt_provider() -> None:
+    model = intfa_onnx.rewrite(attention_model(), target="ort-trt-ep").to_proto()
+    text = message(model.SerializeToString())
+    assert "trt_extra_plugin_lib_paths" in text
+    assert text.endswith("rewrite the original with --target ort")
 
 
 def test_newer_than_the_runtime() -> None:
