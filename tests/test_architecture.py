@@ -66,6 +66,18 @@ def test_schema_and_header_name_the_same_choices(attribute: str, enum: str) -> N
     assert op_schema.ATTRIBUTES[attribute].default == op_schema.ATTRIBUTES[attribute].choices[0]
 
 
+def test_one_version() -> None:
+    found = {
+        name: re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE)
+        for name, pattern in (
+            ("pyproject.toml", r'^version = "(.*)"$'),
+            ("CMakeLists.txt", r"^project\(intfa VERSION (\S+)"),
+            ("intfa_onnx/__init__.py", r'^__version__ = "(.*)"$'),
+        )
+    }
+    assert len({tuple(versions) for versions in found.values()}) == 1, found
+
+
 def test_no_path_of_one_machine() -> None:
     path_of_a_machine = re.compile(r"(?<![\w.}])/(?:work|home|root|tmp/w|Users)/\w")
     found = [
