@@ -135,6 +135,21 @@ def test_a_name_that_no_file_can_have(model_path, tmp_path):
         intfa_onnx.rewrite(model_path).save(tmp_path / ("x" * 300 + ".onnx"))
 
 
+def test_more_than_one_protobuf_message_holds(tmp_path, monkeypatch):
+    """A weight of 256 bytes within the model, and a limit that is 2 GiB in truth."""
+    path = external_model(tmp_path)
+    weights(tmp_path)
+    result = intfa_onnx.rewrite(onnx.load(path))
+    monkeypatch.setattr("intfa_onnx.model_io._PROTOBUF_LIMIT", 255)
+    with pytest.raises(
+        ModelError, match=r"would hold 256 bytes .*\(limit 255\)\. Save the original with external data"
+    ):
+        result.save(tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+    monkeypatch.setattr("intfa_onnx.model_io._PROTOBUF_LIMIT", 256)
+    result.save(tmp_path / "out.onnx")
+
+
 def test_unwritable_folder(model_path, tmp_path, monkeypatch):
     """The test may run as root, to whom every folder is writable: the system call is made to refuse."""
 
