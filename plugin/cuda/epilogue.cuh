@@ -91,9 +91,9 @@ INTFA_DEVICE void poison_rows(const AttentionParams& params, const Work& work) {
   const int g = work.lane >> 2, t = work.lane & 3;
   const uint32_t* k_flags = params.packed.tile_flags + static_cast<int64_t>(work.kv_head) * params.num_tiles;
   const uint32_t* v_flags = k_flags + static_cast<int64_t>(params.batch) * params.kv_num_heads * params.num_tiles;
-  bool found = false;
-  for (int i = work.lane; i < params.num_tiles; i += 32) found |= (k_flags[i] | v_flags[i]) != 0;
-  if (!ptx::warp_any(found)) return;
+  uint32_t found = 0;
+  for (int i = work.lane; i < params.num_tiles; i += 32) found |= k_flags[i] | v_flags[i];
+  if (!ptx::warp_any(found != 0)) return;
   const Limits limits(params, work.batch);
 
   auto tile_of = [&](int key) {

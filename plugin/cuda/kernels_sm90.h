@@ -4,8 +4,9 @@
 //   kPaperInt8      exists to reproduce a table, not for speed
 //   kHalfPV         its second product is in float16; it waits for a measurement that asks for it
 //   k_granularity group  has one scale per tile and group, and the prologue's tiles have 64 keys
-// CTAs of 192 queries come after those of 64, and are preferred where dispatch.cu predicts a gain. No GPU has decided
-// this yet.
+//   tile_n 64       one scale of P for 64 keys, where these kernels have it for 128
+// CTAs of 192 queries come after those of 64, and are preferred where dispatch.cu predicts a gain; none has scores
+// (softcap, mask), which ask for more than its 160 registers, nor head size 256. No GPU has decided this yet.
 #pragma once
 
 #include "cuda/kernels.h"

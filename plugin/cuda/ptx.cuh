@@ -205,6 +205,12 @@ INTFA_DEVICE uint16_t bf16_from_f32(float f) {
 INTFA_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) { return __dp4a(a, b, c); }
 
+// The same value, unknown to the compiler: what depends on it is computed where it is used, not kept over a loop.
+INTFA_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // A global access as wide as T, aligned to its size.
 template <typename T>
 INTFA_DEVICE T ld_global(const void* p) {
@@ -295,6 +301,7 @@ INTFA_DEVICE uint32_t f16x2_from_f32(float hi, float lo) {
   return static_cast<uint32_t>(simt::f16_from_f32(hi)) << 16 | simt::f16_from_f32(lo);
 }
 INTFA_DEVICE uint16_t bf16_from_f32(float f) { return simt::bf16_from_f32(f); }
+INTFA_DEVICE int opaque(int x) { return x; }
 INTFA_DEVICE float div_rn(float a, float b) { return a / b; }
 INTFA_DEVICE uint32_t dot4_u8(uint32_t a, uint32_t b, uint32_t c) { return simt::dp4a<uint8_t, uint8_t>(a, b, c); }
 

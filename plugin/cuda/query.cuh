@@ -25,13 +25,14 @@ INTFA_DEVICE void quantize_queries(const AttentionParams& params, const Work& wo
     const int head = work.head + params.rows.head(group_row);
     const int64_t base =
         work.batch * params.q.batch + head * params.q.head + params.rows.query(group_row) * params.q.token;
+    // Loads of any type, four rows at a time, ask for more predicates than there are.
+    const DataType dtype = static_cast<DataType>(ptx::opaque(static_cast<int>(params.q_dtype)));
     float x[Layout::kParts][4];
     uint32_t amax_bits = 0;
 #pragma unroll
     for (int part = 0; part < Layout::kParts; ++part) {
       const int channel = Layout::channel(lane, part);
-      load4(x[part], params.q.data, base + channel, 1, exists ? params.head_dim - channel : 0, params.q_dtype,
-            params.q.vector4);
+      load4(x[part], params.q.data, base + channel, 1, exists ? params.head_dim - channel : 0, dtype, params.q.vector4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) amax_bits = max_magnitude(amax_bits, x[part][i]);
     }

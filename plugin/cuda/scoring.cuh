@@ -102,16 +102,14 @@ INTFA_DEVICE bool stage_mask(const AttentionParams& params, const Work& work, in
 // those of keys beyond the mask count as attended. For the tile in which the mask ends.
 template <int kKeys, bool kSameRows>
 INTFA_DEVICE bool attends_covered(const AttentionParams& params, int key, int lane, uint32_t terms) {
+  constexpr unsigned kGroups = kKeys / 16;
+  const int covered = params.mask_seqlen_kv - key;
   bool attended = false;
 #pragma unroll 1
-  for (int half = 0; half < (same_rows<kSameRows>(params) ? 1 : 2); ++half) {
-#pragma unroll 1
-    for (int i = 0; i < kKeys / 16; ++i) {
-      float term[4];
-      ptx::ld_shared(term, terms + mask_slot(kKeys, half, i, lane));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) attended |= key + 16 * i + k < params.mask_seqlen_kv && term[k] != -INFINITY;
-    }
+  for (unsigned i = 0; i < 4 * (same_rows<kSameRows>(params) ? kGroups : 2 * kGroups); ++i) {
+    const unsigned group = i / 4, k = i % 4;  // mask_slot of both halves, behind each other
+    const float term = ptx::ld_shared(terms + mask_slot(kKeys, 0, group, lane) + 4 * k);
+    attended |= static_cast<int>(16 * (group % kGroups) + k) < covered && term != -INFINITY;
   }
   return attended;
 }

@@ -190,7 +190,7 @@ struct WgmmaRows {
   INTFA_DEVICE int first_tile() const { return ptx::ld_shared_s32(notes() + 8); }
   INTFA_DEVICE int last_visit() const { return ptx::ld_shared_s32(notes() + 12); }
   INTFA_DEVICE int first_row() const { return ptx::ld_shared_s32(notes() + 16); }  // of the warpgroup
-  INTFA_DEVICE uint32_t own_notes() const { return notes() + 20; }                 // the kernel's three
+  INTFA_DEVICE uint32_t own_notes() const { return notes() + 24; }                 // the kernel's two
 
   // One tile: S, its scores, P, and O += P.V. k_used() and v_used() run when the warp has given K and V back.
   template <bool kMasked, typename KUsed, typename VUsed>
@@ -287,13 +287,16 @@ struct WgmmaRows {
   template <typename KUsed, typename VUsed>
   INTFA_DEVICE void attend_all(const AttentionParams& params, const Tiles& tiles, int first_tile, KUsed k_used,
                                VUsed v_used) {
+    int end = (kScored ? tiles.last : max(tiles.first, min(tiles.plain_begin, tiles.last))) - first_tile;
     if (lane == 0) {
       ptx::st_shared(notes() + 8, static_cast<uint32_t>(first_tile));
       ptx::st_shared(notes() + 12, static_cast<uint32_t>(tiles.last - first_tile));
+      if (Shape::kPersistent) ptx::st_shared(notes() + 20, static_cast<uint32_t>(end));
     }
     ptx::sync_warp();
+    // Of the masked tiles; three warpgroups have no register for it.
+    auto masked_end = [&] { return Shape::kPersistent ? ptx::ld_shared_s32(notes() + 20) : end; };
     int visit = tiles.first - first_tile;
-    int masked_until = (kScored ? tiles.last : max(tiles.first, min(tiles.plain_begin, tiles.last))) - first_tile;
     auto step = [&](auto masked) {
       const Stage<Shape> stage(smem, visit);
       attend<decltype(masked)::value>(
@@ -301,7 +304,7 @@ struct WgmmaRows {
     };
     while (true) {
 #pragma unroll 1
-      for (; visit < masked_until; ++visit) step(std::true_type{});
+      for (; visit < masked_end(); ++visit) step(std::true_type{});
       if (visit >= last_visit()) break;
       if constexpr (!kScored) {
         const int query = params.rows.query(first_row());
@@ -309,7 +312,11 @@ struct WgmmaRows {
 #pragma unroll 1
         for (; visit < plain_end; ++visit) step(std::false_type{});
       }
-      masked_until = last_visit();
+      end = last_visit();
+      if constexpr (Shape::kPersistent) {
+        ptx::sync_warp();                                          // all have read the end before
+        ptx::st_shared(notes() + 20, static_cast<uint32_t>(end));  // by all lanes alike
+      }
     }
   }
 

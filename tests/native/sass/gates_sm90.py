@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from native.simt import toolchain
 from native.simt.attention import AttentionSimulator
 
 from . import pipe_model
+from .pipe_model import Instruction
 
 EXPECTED = Path(__file__).resolve().parent / "expected_sm90.json"
 ARCH = "90a"
@@ -60,6 +62,29 @@ def wgmma_per_tile(head_dim: int, tile_n: int) -> int:
     return head_dim // 32 + tile_n // 32 * -(-head_dim // 128)
 
 
+def highest_register(instructions: Iterable[Instruction]) -> int:
+    """The largest number of a register that one of them names."""
+    return max(int(r) for i in instructions for r in re.findall(r"\bR(\d+)\b", i.text))
+
+
+def reached_from(instructions: list[Instruction], start: int) -> list[Instruction]:
+    """What may run after the instruction at index ``start``."""
+    index = {instruction.address: n for n, instruction in enumerate(instructions)}
+    todo, reached = [start + 1], set()
+    while todo:
+        n = todo.pop()
+        if n in reached or n >= len(instructions):
+            continue
+        reached.add(n)
+        branch = re.search(r"^(@\S+\s+)?BRA\b(.*?)(0x[0-9a-f]+)", instructions[n].text)
+        if branch:
+            todo.append(index[int(branch[3], 16)])
+        always = not instructions[n].text.startswith("@") and not (branch and re.search(r"\bU?P\d", branch[2]))
+        if not (always and (branch or instructions[n].name == "EXIT")):
+            todo.append(n + 1)
+    return [instructions[n] for n in sorted(reached)]
+
+
 def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
     """Figures of one kernel: resources, and its main loop's report; that of a scored kernel is mostly branches."""
     cuobjdump = toolchain.cuda_tool("cuobjdump")
@@ -73,12 +98,15 @@ def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
     if gate.scored:
         return occupancy
     instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
-    occupancy["highest_register"] = max(int(r) for i in instructions for r in re.findall(r"\bR(\d+)\b", i.text))
+    occupancy["highest_register"] = highest_register(instructions)
     occupancy["setmaxnreg"] = {
         "give" if "DEALLOC" in i.opcode else "take": int(i.text.split()[-1], 16)
         for i in instructions
         if i.name == "USETMAXREG"
     }
+    for n, instruction in enumerate(instructions):
+        if instruction.opcode.startswith("USETMAXREG.DEALLOC"):
+            occupancy["highest_register_after_giving"] = highest_register(reached_from(instructions, n))
     loop = pipe_model.main_loop(instructions, wgmma_per_tile(gate.head_dim, tile_n))
     report = pipe_model.analyse(loop, arch)
     operations = 4 * 64 * tile_n * gate.head_dim  # of a warpgroup, which has one warp on each sub-partition
