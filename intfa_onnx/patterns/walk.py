@@ -402,6 +402,7 @@ _SCORE_INPUTS = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (0,)),
     **dict.fromkeys(("Mul", "Add", "Max", "Min"), (0, 1)),
     **dict.fromkeys(("Div", "Sub"), (0,)),
+    "Sum": tuple(range(8)),
     "Where": (1, 2),
 }
 
