@@ -11,8 +11,6 @@ import pytest
 from attention_graphs import (
     BOOL,
     KT,
-    LAST,
-    MASK,
     PV,
     TAIL,
     S,
@@ -196,55 +194,6 @@ def test_types_behind_operators_that_onnx_does_not_know():
     rng = np.random.default_rng(0)
     values = {n: rng.standard_normal(s).astype(np.float32) for n, s in (("x", (2, 5, 32)), ("g", 32), ("W", (32, 96)))}
     np.testing.assert_allclose(run(result, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-5)
-
-
-SOFTMAX = {
-    "flattened": (
-        "shape = Shape (s)\n f = Flatten <axis = 3> (s)\n p = Softmax <axis = 1> (f)\n P = Reshape (p, shape)\n"
-    ),
-    "in two axes": (
-        LAST + "shape = Shape (s)\n keys = Shape <start = 3> (s)\n to = Concat <axis = 0> (last, keys)\n"
-        "f = Reshape (s, to)\n p = Softmax <axis = -1> (f)\n P = Reshape (p, shape)\n"
-    ),
-    "logarithm": "l = LogSoftmax <axis = -1> (s)\n P = Exp (l)\n",
-    "ReduceLogSumExp": LAST + "z = ReduceLogSumExp (s, last)\n d = Sub (s, z)\n P = Exp (d)\n",
-    "times the reciprocal": (
-        LAST + "m = ReduceMax (s, last)\n d = Sub (s, m)\n e = Exp (d)\n z = ReduceSum (e, last)\n"
-        "r = Reciprocal (z)\n P = Mul (r, e)\n"
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", SOFTMAX)
-def test_softmax_in_other_words(kind):
-    rewritten = check_raise(parse(S + SOFTMAX[kind] + PV))
-    assert not {"Exp", "Softmax", "MatMul", "LogSoftmax"} & {n.op_type for n in rewritten.graph.node}
-
-
-def test_a_mask_in_front_of_a_flattened_softmax_stays_small():
-    """Only the shape that a mask is added in matters to it, not the one that the softmax has."""
-    body = S + "u = Add (s, M)\n" + SOFTMAX["flattened"].replace("(s)", "(u)") + PV
-    [node] = fused(check_raise(parse(body, ", float[B, 1, 1, T] M")))
-    assert node.input[3] == "M"
-
-
-NOT_SOFTMAX = {
-    "one more in the sum": LAST + "e = Exp (s)\n z0 = ReduceSum (e, last)\n z = Add (z0, scale)\n P = Div (e, z)\n",
-    "sum of something else": (
-        LAST + "e = Exp (s)\n s2 = Neg (s)\n e2 = Exp (s2)\n z = ReduceSum (e2, last)\n P = Div (e, z)\n"
-    ),
-    "times the sum": LAST + "e = Exp (s)\n z = ReduceSum (e, last)\n P = Mul (e, z)\n",
-    "divided the wrong way": LAST + "e = Exp (s)\n z = ReduceSum (e, last)\n P = Div (z, e)\n",
-    "logarithm over queries": "l = LogSoftmax <axis = 2> (s)\n P = Exp (l)\n",
-    "sum over queries": "two = Constant <value = int64[1] {2}> ()\n z = ReduceLogSumExp (s, two)\n d = Sub (s, z)\n"
-    "P = Exp (d)\n",
-}
-
-
-@pytest.mark.parametrize("kind", NOT_SOFTMAX)
-def test_not_a_softmax(kind):
-    result = intfa_onnx.rewrite(parse(S + NOT_SOFTMAX[kind] + PV))
-    assert all(a.decision == "rejected" for a in result.attentions)
 
 
 @pytest.mark.parametrize(
@@ -438,33 +387,6 @@ def test_masked_with_a_tensor_of_one_number():
         "X = Where (M, s, f)\n nan = Softmax <axis = -1> (X)\n e = IsNaN (nan)\n P = Where (e, zero, nan)\n" + PV
     )
     check_raise(parse(body, BOOL))
-
-
-RELAXED = {
-    "kept axis": "m = ReduceMax (d, last)\n e = Sub (d, m)\n",
-    "dropped axis": "n = ReduceMax <keepdims = 0> (d, last)\n m = Unsqueeze (n, last)\n e = Sub (d, m)\n",
-}
-DIVIDED = LAST + "alpha = Constant <value = float {32}> ()\n" + S + "u = Add (s, M)\n d = Div (u, alpha)\n"
-
-
-@pytest.mark.parametrize("kind", RELAXED)
-def test_maximum_subtracted_before_a_factor(kind):
-    """CogView, LayoutLMv3: softmax(alpha * (s / alpha - max(s / alpha)))."""
-    rewritten = check_raise(parse(DIVIDED + RELAXED[kind] + "X = Mul (e, alpha)\n" + TAIL, MASK))
-    assert not {"ReduceMax", "MatMul"} & {n.op_type for n in rewritten.graph.node}
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (DIVIDED + RELAXED["kept axis"] + "X = Add (e, M)\n" + TAIL, "after the maximum of each row"),
-        (DIVIDED + "m = ReduceMax (s, last)\n e = Sub (d, m)\n X = Mul (e, alpha)\n" + TAIL, "other consumers"),
-        (DIVIDED.replace("{-1}", "{2}") + RELAXED["kept axis"] + "X = Mul (e, alpha)\n" + TAIL, "other consumers"),
-    ],
-    ids=["bias after it", "of something else", "over queries"],
-)
-def test_maximum_that_counts(body, reason):
-    assert reason in rejection(parse(body, MASK))
 
 
 def test_reshape_to_the_shape_that_is_there():

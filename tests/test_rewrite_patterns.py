@@ -127,6 +127,53 @@ def test_not_a_mask(kind):
     assert reason in rejection(parse(body + TAIL, inputs))
 
 
+LIMITS = (
+    KT + "most = Constant <value = float {3.4028235e38}> ()\n least = Constant <value = float {-3.4028235e38}> ()\n"
+    "inf = Constant <value = float {inf}> ()\n low = Constant <value = float {-10000}> ()\n"
+    "s0 = MatMul (Q, Kt)\n s = Mul (s0, scale)\n"
+)
+MINIMUM = {
+    "of the type's limits": "w = Where (M, most, least)\n X = Min (s, w)\n",
+    "inverted": "w = Where (M, least, inf)\n X = Min (w, s)\n",
+    "before a bias": "w = Where (M, most, least)\n t = Min (s, w)\n X = Add (t, F)\n",
+}
+
+
+@pytest.mark.parametrize("kind", MINIMUM)
+def test_mask_by_a_minimum(kind):
+    model = parse(LIMITS + MINIMUM[kind] + TAIL, BOOL + FLOAT_MASK)
+    check_raise(model)
+    values = feed(model)
+    values["M"][1, 0, 2, :] = "inverted" in kind
+    rewritten = check_raise(model, values=values)
+    np.testing.assert_allclose(run(rewritten, values)[0][1, :, 2], values["V"][1].mean(axis=1), atol=1e-6)
+
+
+NOT_A_MINIMUM = {
+    "of 0": "w = Where (M, zero, least)\n X = Min (s, w)\n",
+    "of a number that other scores may be below": "w = Where (M, most, low)\n X = Min (s, w)\n",
+    "of a tensor": "X = Min (s, F)\n",
+    "of three": "w = Where (M, most, least)\n X = Min (s, w, F)\n",
+    # What is -inf already stays so: a row that this mask excludes has only the other keys.
+    "after another mask": "t = Add (s, F)\n w = Where (M, most, least)\n X = Min (t, w)\n",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_A_MINIMUM)
+def test_another_minimum_is_left_alone(kind):
+    rejection(parse(LIMITS + NOT_A_MINIMUM[kind] + TAIL, BOOL + FLOAT_MASK))
+
+
+@pytest.mark.parametrize("terms", ["s, F, N", "F, s, N", "N, F, s", "s, F", "s"])
+def test_sum_of_several_terms(terms):
+    """As AddN of TensorFlow is written."""
+    check_raise(parse(LIMITS + f"X = Sum ({terms})\n" + TAIL, FLOAT_MASK + ", float[T] N"))
+
+
+def test_sum_of_two_products_is_left_alone():
+    rejection(parse(LIMITS + "n = Neg (s)\n X = Sum (s, F, n)\n" + TAIL, FLOAT_MASK))
+
+
 def quantize(x: str, scale: str = "qs", zero: str = "qz", back: str = "qs") -> str:
     return f"{x}q = QuantizeLinear ({x}, {scale}, {zero})\n {x}d = DequantizeLinear ({x}q, {back}, {zero})\n"
 

@@ -34,6 +34,7 @@ from intfa_onnx.patterns.sinks import apply_sink, drops_sink, part_from_sink
 from intfa_onnx.patterns.view import View, int_attribute
 from intfa_onnx.patterns.walk import (
     SAME_ELEMENTS,
+    Division,
     Down,
     Path,
     check_readers,
@@ -53,6 +54,7 @@ def match_core(
     probs: ir.Value,
     readers: set[ir.Node],
     axis: int = -1,
+    division: Division | None = None,
 ) -> AttentionMatch:
     """Match ``P = softmax(scores)`` as part of an attention.
 
@@ -64,6 +66,7 @@ def match_core(
         probs: output of the softmax.
         readers: the nodes of the softmax that read the scores.
         axis: that the softmax goes over; -1 for the last.
+        division: what divides the product with V by the sum of each row, where ``probs`` are not divided.
 
     Raises:
         NoMatch: with the reason.
@@ -71,7 +74,7 @@ def match_core(
     sink = None
     if axis == -1:
         scores, readers, sink = part_from_sink(view, scores, readers)
-    down = walk_down(view, probs, None if sink is None else partial(drops_sink, view, sink))
+    down = walk_down(view, probs, None if sink is None else partial(drops_sink, view, sink), division)
     check_readers(view, scores, readers | down.guards)
     qk_node, path_up = walk_up(view, scores)
     guards_rows = split_row_guards(down, qk_node, path_up)
@@ -89,6 +92,8 @@ def match_core(
     in_order = meaning.in_order() and not down.transposes
     _check_unusual(view, qk, meaning, down, values, unusual=sink is not None or len(down.products) > 1)
     pv = joined(view, [pv_product(view, n, side, None if reshaped else axes) for n, side in down.products])
+    if division is not None and not (in_order and pv.result_perm == tuple(range(pv.rank))):
+        raise NoMatch("the product with V is divided by sums whose axes are in another order")
     if pv.factor != 1.0:
         down.factor *= pv.factor
     dtype = float_dtype(view.dtype(qk.first))

@@ -36,7 +36,7 @@ _SAME_SHAPE = (
     *_OF_OPTIMIZER[1:],
 )
 _BROADCAST = (
-    *("Add", "Sub", "Mul", "Div", "Where", "Pow", "Min", "Max"),
+    *("Add", "Sub", "Mul", "Div", "Sum", "Where", "Pow", "Min", "Max"),
     *("And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
 )
 

@@ -73,7 +73,7 @@ def read_scores(
     reshapes: list[ir.Node] = []  # of which only those before a mask matter to it
     for node, index in path:
         op = node.op_type
-        other = node.inputs[1 - index] if op in ("Mul", "Div", "Add", "Sub", "Max", "Min") else None
+        other = node.inputs[1 - index] if op in ("Mul", "Div", "Add", "Sub", "Min") else None
         if keeps_value(view, node):
             continue
         if op in SAME_ELEMENTS:
@@ -103,6 +103,11 @@ def read_scores(
             _read_sum(view, meaning, node, other, meaning.times)
         elif op in ("Add", "Sub") and other is not None:
             _read_bias(view, meaning, node, other)
+        elif op == "Sum":
+            for term in (x for i, x in enumerate(node.inputs) if i != index):
+                _read_bias(view, meaning, node, required(term))
+        elif op == "Min" and other is not None and len(node.inputs) == 2:
+            _read_minimum(view, meaning, node, other)
         elif op == "Where":
             _read_where(view, meaning, node, index)
         elif op == "Transpose":
@@ -247,6 +252,19 @@ def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
         meaning.may_exclude = may_be_nan
         return
     _overwrite(view, meaning, node, _in_order(view, meaning, condition), value, kept=index)
+
+
+def _read_minimum(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> None:
+    """Read ``Min(scores, Where(c, largest, least))``, of the largest and the least number of the type, as a Where."""
+    where, dtype = other.producer(), float_dtype(view.dtype(other))
+    condition, *fillers = where.inputs if where is not None and where.op_type == "Where" else (None,)
+    numbers = [n for n in (Elements(view).number(x) for x in fillers) if n is not None]
+    if condition is None or len(numbers) != 2 or max(numbers) < float(dtype.max) or min(numbers) > float(dtype.min):
+        raise NoMatch(f"'{node_name(node)}' bounds the scores by something else than the largest and the least number")
+    if meaning.mask is not None:
+        raise NoMatch(f"'{node_name(node)}' bounds masked scores")  # where they are -inf they stay so
+    kept = 1 if numbers[0] > numbers[1] else 2
+    _overwrite(view, meaning, node, _in_order(view, meaning, condition), min(numbers), kept)
 
 
 def _overwrite(view: View, meaning: Scores, node: ir.Node, condition: Operand, value: float, kept: int) -> None:

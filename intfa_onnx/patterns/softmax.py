@@ -27,11 +27,19 @@ def match(view: View, anchor: ir.Node) -> AttentionMatch:
     scores = anchor.inputs[0]
     if scores is None:
         raise NoMatch("Softmax without input")
-    flattens = view.opset(anchor) < 13  # there the axis begins those that the softmax goes over together
-    axis = int_attribute(anchor, "axis", 1 if flattens else -1)
-    rank = view.rank(scores)
+    return match_core(view, anchor, NAME, scores, anchor.outputs[0], {anchor}, axis_of(view, anchor))
+
+
+def axis_of(view: View, node: ir.Node) -> int:
+    """Return the axis that a Softmax or LogSoftmax goes over; -1 for the last.
+
+    Raises:
+        NoMatch: it goes over several.
+    """
+    flattens = view.opset(node) < 13  # there the axis begins those that the softmax goes over together
+    axis = int_attribute(node, "axis", 1 if flattens else -1)
+    rank = view.rank(node.inputs[0])
     if axis != -1 and (rank is None or (flattens and axis not in (rank - 1, -1))):
         which = "and all that follow" if rank else "of unknown rank"
         raise NoMatch(f"softmax over axis {axis} {which}")
-    over_last = axis == -1 or rank is None or axis % rank == rank - 1
-    return match_core(view, anchor, NAME, scores, anchor.outputs[0], {anchor}, -1 if over_last else axis)
+    return -1 if axis == -1 or rank is None or axis % rank == rank - 1 else axis

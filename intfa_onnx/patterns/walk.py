@@ -42,12 +42,27 @@ class Zeroed:
     by_factor: bool = False
 
 
+@dataclass(frozen=True)
+class Division:
+    """The sum of each row divides the product with V, and not the probabilities before it.
+
+    Attributes:
+        total: the node that sums, which reads the undivided probabilities.
+        product: what is divided.
+        node: divides.
+    """
+
+    total: ir.Node
+    product: ir.Value
+    node: ir.Node
+
+
 @dataclass
 class Down:
     """The way from the softmax to the product with V."""
 
     products: list[tuple[ir.Node, int]] = field(default_factory=list)  # each with the input by which P's columns enter
-    addition: ir.Node | None = None  # of several products
+    last: ir.Node | None = None  # where the attention ends, if not at a product: an addition of several, a division
     values: list[ir.Value] = field(default_factory=list)
     guarded: bool = False  # NaN is replaced by 0
     factor: float = 1.0
@@ -62,16 +77,22 @@ class Down:
     @property
     def node(self) -> ir.Node:
         """The node at whose output the attention ends."""
-        return self.products[0][0] if self.addition is None else self.addition
+        return self.products[0][0] if self.last is None else self.last
 
 
-def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], bool] | None = None) -> Down:
+def walk_down(
+    view: View,
+    probs: ir.Value,
+    drops_column: Callable[[ir.Node], bool] | None = None,
+    division: Division | None = None,
+) -> Down:
     """Find P V below ``probs``.
 
     Args:
         view: facts about the model.
         probs: result of the softmax.
         drops_column: whether a Slice takes away what the softmax has besides the keys; None where it has nothing.
+        division: what divides the product; None where ``probs`` are divided.
 
     Raises:
         NoMatch: something on the way is not understood.
@@ -81,12 +102,12 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
         down.values.append(value)
         if value.is_graph_output():
             raise NoMatch("the probabilities are an output of the graph")
-        readers = view.readers(value)
+        readers = [(n, i) for n, i in view.readers(value) if division is None or n is not division.total]
         if len(readers) == 2 and {n.op_type for n, _ in readers} == {"IsNaN", "Where"}:
             value, down.guarded = _nan_guard(view, value, readers), True
             continue
-        if drops_column is None and (parts := _parts_of_keys(view, value, readers)) is not None:
-            down.addition, down.products = parts
+        if drops_column is division is None and (parts := _parts_of_keys(view, value, readers)) is not None:
+            down.last, down.products = parts
             return down
         if len(readers) != 1:
             raise NoMatch(f"the probabilities have {len(readers)} consumers ({_op_types(readers)})")
@@ -97,6 +118,8 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
             if drops_column is not None:
                 raise NoMatch("the sink's column goes into the product with V")
             down.products = [(node, index)]
+            if division is not None:
+                _end_at_division(view, down, division)
             return down
         if node.domain not in ("", "ai.onnx"):
             raise NoMatch(_unread(node))
@@ -122,6 +145,15 @@ def walk_down(view: View, probs: ir.Value, drops_column: Callable[[ir.Node], boo
             raise NoMatch(_unread(node))
         value = node.outputs[0]
     raise NoMatch("no product with V below the softmax")
+
+
+def _end_at_division(view: View, down: Down, division: Division) -> None:
+    """Check that the product is what is divided, and that nothing but roundings is done to P before it."""
+    plain = all((n := v.producer()) is not None and keeps_value(view, n) for v in down.values[1:])
+    product = division.product
+    if not plain or down.node.outputs[0] is not product or product.is_graph_output() or len(product.uses()) != 1:
+        raise NoMatch(f"'{node_name(division.node)}' divides something else than the product with V")
+    down.last = division.node
 
 
 def _product_of_integers(view: View, quantize: ir.Node, probs: ir.Value) -> tuple[ir.Node, int] | None:
@@ -315,15 +347,20 @@ def _find_product(view: View, value: ir.Value, depth: int, blocked: list[str]) -
 
 def row_maximum(view: View, node: ir.Node) -> ir.Node | None:
     """Return the ReduceMax of ``x - ReduceMax(x)`` over the last axis, which softmax does not see."""
-    row = node.inputs[1].producer() if node.op_type == "Sub" and node.inputs[1] is not None else None
-    rank, kept = view.rank(node.inputs[0]) if node.inputs else None, 1
-    if row is not None and rank is not None and row.op_type == "Unsqueeze" and row.inputs[0] is not None:
-        row, kept = row.inputs[0].producer() if view.axes(row) in ([-1], [rank - 1]) else None, 0
-    if row is None or row.op_type != "ReduceMax" or row.inputs[0] is not node.inputs[0]:
+    row = row_reduction(view, node.inputs[1]) if node.op_type == "Sub" else None
+    return row if row is not None and row.op_type == "ReduceMax" and row.inputs[0] is node.inputs[0] else None
+
+
+def row_reduction(view: View, value: ir.Value | None) -> ir.Node | None:
+    """Return the node that reduces each row of a tensor, its last axis, to the one element that ``value`` has of it."""
+    node, kept = value.producer() if value is not None else None, 1
+    if node is not None and node.op_type == "Unsqueeze" and node.inputs[0] is not None:
+        rank = view.rank(node.inputs[0])
+        node, kept = node.inputs[0].producer() if view.axes(node) in ([-1], [rank]) else None, 0
+    if node is None or not node.op_type.startswith("Reduce") or int_attribute(node, "keepdims", 1) != kept:
         return None
-    axes = view.axes(row)
-    over_last = axes is not None and rank is not None and [a % rank for a in axes] == [rank - 1]
-    return row if over_last and int_attribute(row, "keepdims", 1) == kept else None
+    axes, rank = view.axes(node), view.rank(node.inputs[0])
+    return node if axes is not None and rank is not None and [a % rank for a in axes] == [rank - 1] else None
 
 
 def _is_product(view: View, node: ir.Node | None) -> bool:
@@ -365,6 +402,7 @@ _SCORE_INPUTS = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (0,)),
     **dict.fromkeys(("Mul", "Add", "Max", "Min"), (0, 1)),
     **dict.fromkeys(("Div", "Sub"), (0,)),
+    "Sum": tuple(range(8)),
     "Where": (1, 2),
 }
 

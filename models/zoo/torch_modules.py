@@ -194,6 +194,34 @@ def manual_softmax(_: str) -> Case:
 
 
 @define("by hand", ONE)
+def divided_later(_: str) -> Case:
+    """As in FlashAttention: the product with V is divided by the sums of the rows."""
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        scores = (q @ k.transpose(-1, -2) * 0.25).masked_fill(~keep, torch.finfo(torch.float32).min)
+        e = torch.exp(scores - scores.max(-1, keepdim=True).values)
+        return (e @ v) / e.sum(-1, keepdim=True)
+
+    return _function(f, mask=Input("keep", _MASK_AXES))
+
+
+@define("by hand", ONE)
+def luong(_: str) -> Case:
+    """One head between a decoder's and an encoder's states, which are K (projected) and V (as they are)."""
+
+    def f(m: nn.Module, states: torch.Tensor, source: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        scores = torch.bmm(states, m(source).transpose(1, 2)).masked_fill(pad[:, None], -1e9)
+        return torch.tanh(torch.cat([torch.bmm(scores.softmax(-1), source), states], -1))
+
+    inputs = {
+        "states": Input("float", ("batch", "target", HIDDEN)),
+        "source": Input("float", ("batch", "source", HIDDEN)),
+        "pad": Input("drop", ("batch", "source")),
+    }
+    return Case(Call(nn.Linear(HIDDEN, HIDDEN).eval(), f), inputs, {"batch": 2, "target": 7, "source": 12}, 1)
+
+
+@define("by hand", ONE)
 def where_finfo_min(_: str) -> Case:
     def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         scores = (q / 4.0) @ k.transpose(-1, -2)
@@ -259,6 +287,28 @@ def split_cache(_: str) -> Case:
 @define("negative", ONE, negative=True)
 def linear_attention(_: str) -> Case:
     return _function(lambda q, k, v: q.softmax(-1) @ (k.softmax(-2).transpose(-1, -2) @ v), 0)
+
+
+@define("negative", ONE, negative=True)
+def linear_attention_divided_later(_: str) -> Case:
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        e = q.exp()
+        return (e @ (k.softmax(-2).transpose(-1, -2) @ v)) / e.sum(-1, keepdim=True)
+
+    return _function(f, 0)
+
+
+@define("negative", ONE, negative=True)
+def bahdanau(_: str) -> Case:
+    """The scores are a small network's, not a product."""
+    module = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 1)]).eval()
+
+    def f(m: Any, states: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        scores = m[2](torch.tanh(m[0](states)[:, :, None] + m[1](source)[:, None])).squeeze(-1)
+        return torch.bmm(scores.softmax(-1), source)
+
+    inputs = {"states": Input("float", ("batch", "target", HIDDEN)), "source": Input("float", ("batch", "sk", HIDDEN))}
+    return Case(Call(module, f), inputs, {"batch": 2, "target": 7, "sk": 12}, 0)
 
 
 @define("negative", ONE, negative=True)
