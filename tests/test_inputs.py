@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 from small_models import attention_model, embedding_model
 
 from intfa_onnx.errors import ModelError
@@ -40,6 +42,26 @@ def test_the_seed_decides() -> None:
 def test_shapes_that_contradict_the_model(shapes: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         random_inputs(ir.from_proto(attention_model()), shapes)
+
+
+def test_integers_stay_within_what_they_index() -> None:
+    """Rows of the smallest table, along the axis that is gathered; 0 or 1 where an integer indexes nothing."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        m (int64[400] ids, int64[400] flags) => (float[N, 4] A, float[4, N] B, float[N] C, int64[1] D)
+          <float[9, 4] rows, float[4, 3] columns, int64[1] first = {0}> {
+            A = Gather <axis = 0> (rows, ids)
+            B = Gather <axis = 1> (columns, ids)
+            C = Cast <to = 1> (ids)
+            E = Gather (ids, first)
+            D = Add (flags, E)
+        }"""
+    )
+    for name, shape in (("rows", (9, 4)), ("columns", (4, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    feed = random_inputs(ir.from_proto(model))
+    assert np.unique(feed["ids"]).tolist() == [0, 1, 2]
+    assert np.unique(feed["flags"]).tolist() == [0, 1]
 
 
 def test_archive(tmp_path: Path) -> None:
