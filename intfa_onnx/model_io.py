@@ -194,20 +194,17 @@ def _all_or_nothing() -> Iterator[list[tuple[Path, Path]]]:
 
 def _stage_external(source: Path, location: str, path: Path, force: bool, staged: list[tuple[Path, Path]]) -> None:
     target = path.parent / location
+    if path.resolve() in (source, target.resolve()):
+        raise ModelError(f"'{path}' is where the model's external data is. Choose another name")
+    if target.exists() and (os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False)):
+        return
     if Path(location).is_absolute() or ".." in Path(location).parts:  # would write outside of the output's folder
         raise ModelError(
             f"external data location '{location}' is outside of the model's folder, where ONNX Runtime does not look. "
             "Save the original with its external data beside it, and rewrite that"
         )
-    if path.resolve() in (source, target.resolve()):
-        raise ModelError(f"'{path}' is where the model's external data is. Choose another name")
-    if target.exists():
-        if os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False):
-            return
-        if not force:
-            raise ModelError(
-                f"external data file '{target}' exists. Choose another folder, or give --force (force=True)"
-            )
+    if target.exists() and not force:
+        raise ModelError(f"external data file '{target}' exists. Choose another folder, or give --force (force=True)")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     staged.append((partial, target))
