@@ -37,6 +37,14 @@ def external_model(folder: Path, location: str = "weights.bin", length: int = 64
     return folder / "model.onnx"
 
 
+def folders(parent: Path) -> tuple[Path, Path]:
+    """Where a model is, and where it is to go."""
+    source, target = parent / "source", parent / "target"
+    source.mkdir()
+    target.mkdir()
+    return source, target
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(ModelError, match=r"cannot read '.*none\.onnx': No such file"):
         intfa_onnx.rewrite(tmp_path / "none.onnx")
@@ -164,9 +172,7 @@ def test_unwritable_folder(model_path, tmp_path, monkeypatch):
 
 def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     """A full disk shows at the last system call; neither the model nor its weights stay."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
+    source, target = folders(tmp_path)
     path = external_model(source)
     (source / "weights.bin").write_bytes(bytes(256))
     result = intfa_onnx.rewrite(path)
@@ -183,9 +189,7 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
 
 def test_failure_in_the_middle_keeps_what_was_to_be_replaced(tmp_path, monkeypatch):
     """With force, a model and its weights are replaced together or not at all."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
+    source, target = folders(tmp_path)
     path = external_model(source)
     weights(source)
     (target / "weights.bin").write_bytes(b"precious")
@@ -230,9 +234,7 @@ def test_external_data_in_the_same_folder_is_referenced(tmp_path):
 
 
 def test_external_data_goes_with_the_model(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
+    source, target = folders(tmp_path)
     path = external_model(source)
     array = weights(source)
     intfa_onnx.rewrite(path).save(target / "out.onnx")
@@ -244,9 +246,7 @@ def test_external_data_goes_with_the_model(tmp_path):
 
 def test_external_data_of_a_constant_goes_too(tmp_path):
     """A Constant node may keep its tensor outside, as an initializer may."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
+    source, target = folders(tmp_path)
     path = external_model(source)
     array = weights(source)
     model = onnx.load(path, load_external_data=False)
@@ -285,9 +285,7 @@ def test_the_output_is_not_its_own_external_data(tmp_path):
 
 
 def test_other_external_data_is_not_overwritten(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
+    source, target = folders(tmp_path)
     path = external_model(source)
     weights(source)
     (target / "weights.bin").write_bytes(b"precious")
