@@ -241,10 +241,14 @@ def test_mismatched_shapes_are_refused_and_the_session_lives_on(
         ({"scheme": "x"}, "(supported: tile, paper)"),
         ({"k_granularity": "x"}, "(supported: auto, token, group)"),
         ({"causal_alignment": "x"}, "(supported: standard, lower_right)"),
+        ({"scale": 1}, "attribute scale is of another type (supported: float)"),
+        ({"softcap": "2"}, "attribute softcap is of another type (supported: float)"),
+        ({"is_causal": 1.0}, "attribute is_causal is of another type (supported: int)"),
+        ({"precision": 8}, "attribute precision is of another type (supported: string)"),
     ],
     ids=lambda x: str(x)[:30],
 )
-def test_unknown_attribute_values_are_refused_at_load(attributes: dict[str, str], message: str) -> None:
+def test_wrong_attributes_are_refused_at_load(attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match="intfa: ") as caught:
         open_session(make_model(typed_inputs(BY_NAME["plain"]), attributes))
     assert message in str(caught.value)

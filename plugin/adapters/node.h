@@ -48,7 +48,7 @@ enum class ElementType : int32_t {
 };
 const char* name(ElementType type);
 
-// See operator.md; the names and defaults are those of intfa_onnx/op_schema.py.
+// Names and defaults are those of intfa_onnx/op_schema.py.
 struct Attributes {
   int64_t q_num_heads = 0, kv_num_heads = 0, is_causal = 0, window_left = -1, window_right = -1, smooth_k = 1;
   int64_t output_dtype = 0;

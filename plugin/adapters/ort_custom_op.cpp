@@ -4,7 +4,9 @@
 #include <array>
 #include <cstdio>
 #include <deque>
+#include <optional>
 #include <thread>
+#include <type_traits>
 #include <variant>
 
 #include "adapters/ort_common.h"
@@ -13,15 +15,29 @@
 namespace intfa::ort {
 namespace {
 
+// The value of an attribute; nothing if the node has none of this name and type.
+template <typename T>
+std::optional<T> find_attribute(const Ort::ConstKernelInfo& info, const char* name) {
+  try {
+    return info.GetAttribute<T>(name);
+  } catch (const Ort::Exception&) {
+    return std::nullopt;
+  }
+}
+
+// The node's attributes, the defaults where it has none. ONNX Runtime has one error for an attribute that is absent and
+// for one of another type, which must not be taken for absent: `scale=2` for `scale=2.0` would be ignored.
 Attributes read_attributes(const OrtKernelInfo* kernel_info) {
   const Ort::ConstKernelInfo info{kernel_info};
   Attributes attributes;
   for (const AttributeField& field : kAttributeFields) {
     const auto read = [&]<typename T>(T Attributes::* member) {
-      try {
-        attributes.*member = info.GetAttribute<T>(field.name);
-      } catch (const Ort::Exception&) {  // absent: the default stays
-      }
+      const char* wanted = std::is_same_v<T, float> ? "float" : std::is_same_v<T, int64_t> ? "int" : "string";
+      if (const auto found = find_attribute<T>(info, field.name))
+        attributes.*member = *found;
+      else if (find_attribute<int64_t>(info, field.name) || find_attribute<float>(info, field.name) ||
+               find_attribute<std::string>(info, field.name))
+        refuse("attribute ", field.name, " is of another type (supported: ", wanted, ")");
     };
     std::visit(read, field.member);
   }
