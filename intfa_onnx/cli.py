@@ -93,7 +93,10 @@ def _fail(message: str, debug: bool) -> int:
 def _working(text: str, quiet: bool) -> Iterator[None]:
     """Show on stderr, while it lasts and if that is a terminal, what is being done."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
+    if quiet or not err.is_terminal:
+        yield
+        return
+    with Progress(*columns, console=err, transient=True) as progress:
         progress.add_task(text, total=None)
         yield
 
