@@ -3,6 +3,9 @@
 ONNX Runtime runs the registered kernel when there is one and the function body when there is none. A body is written
 for one configuration (which inputs are there, packed or separate heads, attribute values); each further configuration
 of a model is an overload of the same function. The bodies state the exact attention, without quantization, in float32.
+
+ONNX Runtime before 1.27 knows no overloads and runs the last function for all nodes (onnx.reference too): a model with
+several has one more, the last, that no node refers to and that does not load. Its only operator says why.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from intfa_onnx.patterns.view import View
 
 # Model-local functions need IR version 8, overloads 10.
 _IR_VERSION, _IR_VERSION_OVERLOADS = 8, 10
+_GUARD_OVERLOAD, _GUARD_OP = "guard", "OverloadsNeedOnnxRuntime127OrTheLibraryOfIntfa"
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,39 @@ def add_functions(model: ir.Model, view: View, nodes: list[tuple[ir.Node, int, i
         view: facts about its values.
         nodes: each fused node with its head_dim, num_heads and kv_num_heads.
     """
+    if not nodes:
+        return
+    model.functions.pop((op_schema.DOMAIN, op_schema.OP_TYPE, _GUARD_OVERLOAD), None)
     overloads: dict[tuple[Configuration, int], str] = {}
     for node, head_dim, num_heads, kv_num_heads in nodes:
         key = _configuration(view, node, head_dim, num_heads, kv_num_heads), view.opset(node)
         if key not in overloads:
-            overloads[key] = str(len(overloads)) if overloads else ""
+            overloads[key] = _free_overload(model)
             function = _function(*key, overloads[key])
             model.functions[function.identifier()] = function
         node.overload = overloads[key]
-    if nodes:
-        needed = _IR_VERSION_OVERLOADS if len(overloads) > 1 else _IR_VERSION
-        model.ir_version = max(model.ir_version or 0, needed)
+    several = _free_overload(model) != "1"
+    if several:
+        guard = _guard(view.opset(nodes[0][0]))
+        model.functions[guard.identifier()] = guard
+    model.ir_version = max(model.ir_version or 0, _IR_VERSION_OVERLOADS if several else _IR_VERSION)
+
+
+def _free_overload(model: ir.Model) -> str:
+    """Return the first of "", "1", "2", ... that no function of the operator has."""
+    taken = {overload for domain, name, overload in model.functions if domain == op_schema.DOMAIN}
+    return next(name for name in ("", *map(str, range(1, len(taken) + 2))) if name not in taken)
+
+
+def _guard(opset: int) -> ir.Function:
+    """Return a function with as many parameters as any node may give, so that its operator is what is missed first."""
+    parameters = [ir.Value(name=name) for name in op_schema.INPUTS]
+    node = ir.node(_GUARD_OP, parameters[:1], domain=op_schema.DOMAIN, num_outputs=len(op_schema.OUTPUTS))
+    for name, output in zip(op_schema.OUTPUTS, node.outputs, strict=True):
+        output.name = name
+    opsets = {"": opset, op_schema.DOMAIN: op_schema.OPSET_VERSION}
+    graph = ir.Graph(parameters, node.outputs, nodes=[node], opset_imports=opsets, name=op_schema.OP_TYPE)
+    return ir.Function(op_schema.DOMAIN, op_schema.OP_TYPE, _GUARD_OVERLOAD, graph=graph, attributes=())
 
 
 def _configuration(

@@ -17,6 +17,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.util import invoke_if_callable
 
+from intfa_onnx.op_schema import DOMAIN
 from intfa_onnx.reference_op import IntFlashAttention
 from intfa_onnx.session import CPU, open_session
 from intfa_onnx.trt_plugin import load_trt_plugin
@@ -83,8 +84,11 @@ class ReferenceRunner(BaseRunner):
         self._path = os.fspath(model)
 
     def activate_impl(self) -> None:
-        """Load the model."""
+        """Load the model; of a portable one without the operator's float functions, which are not what is to run."""
         self._model = onnx.load(self._path)
+        others = [function for function in self._model.functions if function.domain != DOMAIN]
+        del self._model.functions[:]
+        self._model.functions.extend(others)
         self._evaluator = onnx.reference.ReferenceEvaluator(self._model, new_ops=[IntFlashAttention, GatherElements])
 
     def get_input_metadata_impl(self) -> TensorMetadata:

@@ -17,9 +17,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from attention_graphs import MASK, feed, parse
+from attention_graphs import run as run_float
 from cases import CASES, AttentionCase, typed_inputs
 from onnx import TensorProto, helper
+from test_portable import TWO
 
+import intfa_onnx
 from intfa_onnx import native, op_schema
 from intfa_onnx.errors import UnsupportedError
 
@@ -362,3 +366,32 @@ def test_same_binary_under_old_onnxruntimes(
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert answer.stdout.strip() in OLD_ORTS
+
+
+PORTABLE_IN_OLD = """
+import sys, numpy as np, onnxruntime as ort
+model, data = sys.argv[1:]
+arrays = np.load(data)
+try:
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+except Exception as error:
+    print(error)
+else:
+    (y,) = session.run(None, {n: arrays[n] for n in "QKVM"})
+    print(abs(y - arrays["Y"]).max())
+"""
+
+
+def test_two_portable_configurations_without_the_library(old_python: str, tmp_path: Path) -> None:
+    """Before 1.27 ONNX Runtime would run one function for both nodes: it has to refuse the model instead."""
+    model = parse(TWO, MASK)
+    values = feed(model)
+    intfa_onnx.rewrite(model, portable=True).save(tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", **values, Y=run_float(model, values)[0])
+    command = [old_python, "-c", PORTABLE_IN_OLD, str(tmp_path / "model.onnx"), str(tmp_path / "data.npz")]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    if "1.18" in old_python:
+        assert "OverloadsNeedOnnxRuntime127OrTheLibraryOfIntfa" in answer.stdout
+    else:
+        assert float(answer.stdout) < 2e-5  # float32 in another order

@@ -29,10 +29,29 @@ def test_one_configuration_is_one_function():
 def test_two_configurations_are_overloads():
     model = parse(TWO, MASK)
     rewritten = intfa_onnx.rewrite(model, portable=True).to_proto()
-    assert sorted(f.overload for f in rewritten.functions) == ["", "1"]
+    assert [f.overload for f in rewritten.functions] == ["", "1", "guard"]
     assert sorted(n.overload for n in fused(rewritten)) == ["", "1"]
     assert rewritten.ir_version == 10
     onnx.checker.check_model(rewritten, full_check=True)
+    values = feed(model)
+    np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-6)
+
+
+def test_what_knows_no_overloads_refuses_the_model():
+    """ONNX's reference evaluator, like ONNX Runtime before 1.27, would run the last function for every node."""
+    rewritten = intfa_onnx.rewrite(parse(TWO, MASK), portable=True).to_proto()
+    with pytest.raises(Exception, match="OverloadsNeedOnnxRuntime127OrTheLibraryOfIntfa"):
+        ReferenceEvaluator(rewritten).run(None, feed(parse(TWO, MASK)))
+
+
+def test_rewriting_in_two_steps_keeps_the_first_function():
+    """Each attention has its own configuration, and each step gives it the first name that is free."""
+    model = parse(TWO, MASK)
+    names = [a.node for a in intfa_onnx.rewrite(model).attentions]
+    first = intfa_onnx.rewrite(model, only=names[:1], portable=True).to_proto()
+    rewritten = intfa_onnx.rewrite(first, portable=True).to_proto()
+    assert [f.overload for f in rewritten.functions] == ["", "1", "guard"]
+    assert rewritten.ir_version == 10
     values = feed(model)
     np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-6)
 

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from attention_graphs import MASK, feed, parse
 from small_models import attention_model
+from test_portable import TWO
 
 import intfa_onnx
 
@@ -34,6 +36,18 @@ def test_a_rewritten_model_runs(tmp_path: Path, runner: type[OrtRunner | Referen
     expected = weights / weights.sum(-1, keepdims=True) @ v
     # About six steps of V's INT8 code: room for the codes of Q, K and P; a wrong layout or scale is off by far more.
     assert np.abs(y - expected).max() < 0.05 * np.abs(v).max()
+
+
+def test_a_portable_model_runs_the_operator(tmp_path: Path) -> None:
+    """Not its float functions, of which onnx.reference cannot tell several apart."""
+    model = parse(TWO, MASK)
+    values, outputs = feed(model), []
+    for portable in (False, True):
+        path = tmp_path / f"{portable}.onnx"
+        intfa_onnx.rewrite(model, portable=portable).save(path)
+        with ReferenceRunner(path) as runner:
+            outputs.append(runner.infer(dict(values))["Y"])
+    np.testing.assert_array_equal(*outputs)
 
 
 @pytest.mark.parametrize("rows", [64, 65, 512])
