@@ -227,8 +227,9 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
     call.float_output_product({block.scores, layout.tile_stride, head.v_float + tile_key * width, block.alpha, output,
                                groups, padded_rows, chunk_begin, chunk_end});
   } else {
+    uint8_t* scratch = reinterpret_cast<uint8_t*>(block.scores);  // P has taken their place
     call.output_product({block.p, layout.tile_stride, head.v_codes + tile_key * width, block.alpha, block.beta, output,
-                         groups, padded_rows, chunk_begin, chunk_end});
+                         scratch, groups, padded_rows, chunk_begin, chunk_end});
   }
 }
 
