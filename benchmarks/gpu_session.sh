@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything worth doing on a machine with a GPU, in one go under ten minutes, most valuable first: build for its SM, the wgmma and
-# the other kernels against the CPU backend, compute-sanitizer, CUDA graphs, the benchmark beside the peers, the hosts' tests.
-# A table comes last.
+# the other kernels against the CPU backend, compute-sanitizer, CUDA graphs, the benchmark beside the peers, the hosts' tests; and
+# the CPU backend on the machine's processor, which may have what others have not (AMX). A table comes last.
 #
 #   benchmarks/gpu_session.sh [OUTPUT]             default OUTPUT: build/gpu_session
 #   benchmarks/gpu_session.sh --dry-run [OUTPUT]   without a GPU: builds, and checks every step up to the launch
@@ -95,11 +95,11 @@ sanitize() {
       -k sanitizer tests/test_gpu_attention.py
   fi
 }
-bench() {  # bench NAME OPTION...: in a dry run the candidates of one small problem, all of which say why they are skipped
-  local name=$1
-  shift
+bench() {  # bench NAME DEVICE OPTION...: in a dry run one small problem, where the GPU's candidates say why they are skipped
+  local name=$1 device=$2
+  shift 2
   [ -n "$dry_run" ] && set -- --seqlen 64 --head-dim 64
-  "$python" -m intfa_onnx.cli bench op --device cuda --rounds 9 --output "$out/$name.json" "$@"
+  "$python" -m intfa_onnx.cli bench op --device "$device" --rounds 9 --output "$out/$name.json" "$@"
 }
 scale() {
   "$python" -m intfa_onnx.cli bench scale --device cuda --only operator --json >"$out/scale_cuda.json.part" &&
@@ -118,12 +118,13 @@ if step build $((budget > 600 ? 1800 : 240)) build && step library 30 cuda_code;
   step memcheck 60 sanitize memcheck
   step racecheck 60 sanitize racecheck
   step graphs 30 gpu_tests -k "graph or streams" $kernels
-  step op_d128 120 bench op_cuda_d128 "${lengths[@]}" --head-dim 128 --heads 16
+  step op_d128 120 bench op_cuda_d128 cuda "${lengths[@]}" --head-dim 128 --heads 16
   step kernels 90 gpu_tests -k "not ($wgmma or graph or streams)" $kernels
-  step op_d64 90 bench op_cuda_d64 "${lengths[@]}" --head-dim 64 --heads 32
-  step decode 60 bench op_cuda_decode --decode --heads 32 --group 4 --head-dim 128 --batch 8 --seqlen 4096 --seqlen 32768
+  step op_d64 90 bench op_cuda_d64 cuda "${lengths[@]}" --head-dim 64 --heads 32
+  step decode 60 bench op_cuda_decode cuda --decode --heads 32 --group 4 --head-dim 128 --batch 8 --seqlen 4096 --seqlen 32768
   step hosts 120 gpu_tests tests/test_gpu_ort.py tests/test_gpu_trt_plugin.py
-  step op_llm 60 bench op_cuda_d128_llm "${lengths[@]}" --head-dim 128 --heads 16 --data llm --no-causal
+  step op_cpu 60 bench op_cpu_1t_d64 cpu --head-dim 64 --seqlen 128 --seqlen 1024 --seqlen 4096
+  step op_llm 60 bench op_cuda_d128_llm cuda "${lengths[@]}" --head-dim 128 --heads 16 --data llm --no-causal
   step scale 60 scale
 fi
 {

@@ -49,6 +49,7 @@ STEPS = [
     "op_d64",
     "decode",
     "hosts",
+    "op_cpu",
     "op_llm",
     "scale",
 ]
@@ -80,7 +81,7 @@ def test_a_step_that_hangs_or_fails_costs_its_own_time_only(tmp_path) -> None:
     for step in STEPS:
         assert rows[step].startswith(outcomes.get(step, "ok ")), table
     assert "5 passed" in rows["wgmma"]
-    names = ["op_cuda_d128", "op_cuda_d128_llm", "op_cuda_d64", "op_cuda_decode"]
+    names = ["op_cpu_1t_d64", "op_cuda_d128", "op_cuda_d128_llm", "op_cuda_d64", "op_cuda_decode"]
     assert sorted(p.stem for p in out.glob("*.json")) == names
     assert brief.splitlines() == [line for name in names for line in (name, "B1: 1.000 ms, 700.0 TOPS")]
     assert (out / "summary.txt").read_text() == done.stdout

@@ -12,6 +12,7 @@
 #include "cpu/code_product.h"
 #include "cpu/int8_product.h"
 #include "cpu/pack.h"
+#include "cpu/prefetch.h"
 #include "cpu/softmax.h"
 #include "hwy/base.h"
 
@@ -91,6 +92,7 @@ struct BlockTask {
 
  private:
   void start();
+  HWY_INLINE void prefetch_share(int64_t tile) const;
   void tile(int64_t index) const;
   void tile_rows(int64_t index, int first, int count, Bias bias) const;
   bool mask_is_zero(int first, int count, int64_t first_key) const;
@@ -119,6 +121,18 @@ void BlockTask::start() {
   std::fill_n(block.output, padded_rows * layout.output_width, 0.f);
 }
 
+// Asks, a share with each tile, for what would be waited for after the last one: Y's rows, and the queries of the block
+// that comes next.
+HWY_INLINE void BlockTask::prefetch_share(int64_t tile) const {
+  const int begin = static_cast<int>(tile * rows / layout.num_tiles);
+  const int end = static_cast<int>((tile + 1) * rows / layout.num_tiles);
+  for (int r = begin; r < end; ++r) prefetch_row(t.y, p.y_strides, p.output_dtype, batch, positions[r], p.head_dim_v);
+  if (first_row == 0) return;
+  RowPosition next[kBlockRows];
+  find_positions(p, kv_head, first_row - kBlockRows + begin, end - begin, next);
+  for (int r = 0; r < end - begin; ++r) prefetch_row(t.q, p.q_strides, p.dtype, batch, next[r], p.head_dim);
+}
+
 void BlockTask::run() {
   start();
   GroupKeys all;
@@ -129,6 +143,7 @@ void BlockTask::run() {
   for (int64_t i = 0; i < layout.num_tiles; ++i) {
     const int64_t first = i * layout.tile_n, last = first + layout.tile_n;
     if (!layout.whole_heads) call.copy_present(p, t, batch, kv_head, first, std::min(last, p.seqlen_kv()));
+    if (layout.num_tiles >= kManyTiles) prefetch_share(i);
     if (first < all.end && last > all.begin) tile(i);
   }
   finish();
@@ -227,8 +242,9 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
     call.float_output_product({block.scores, layout.tile_stride, head.v_float + tile_key * width, block.alpha, output,
                                groups, padded_rows, chunk_begin, chunk_end});
   } else {
+    uint8_t* scratch = reinterpret_cast<uint8_t*>(block.scores);  // P has taken their place
     call.output_product({block.p, layout.tile_stride, head.v_codes + tile_key * width, block.alpha, block.beta, output,
-                         groups, padded_rows, chunk_begin, chunk_end});
+                         scratch, groups, padded_rows, chunk_begin, chunk_end});
   }
 }
 
@@ -294,10 +310,9 @@ void BlockTask::mark_non_finite(int row, float* lse) const {
   *lse = kNaN;
 }
 
-void pack_head(Call& call, int64_t index) {
+void pack_head(Call& call, int64_t index, const PackedHead& head) {
   const AttentionProblem& p = call.problem;
   const int64_t batch = index / p.kv_num_heads, kv_head = index % p.kv_num_heads;
-  const PackedHead head = call.layout.head(call.tensors.workspace, index);
   call.prepare_head(p, call.tensors, call.layout, batch, kv_head, head);
   // otherwise its one block of queries takes the tokens with it
   if (call.layout.whole_heads || call.layout.blocks_per_head == 0)
@@ -307,7 +322,7 @@ void pack_head(Call& call, int64_t index) {
 }
 
 // Block `index` of a KV head, the last rows first: under a causal mask they are the longest.
-void run_block(Call& call, const Block& block, int64_t head, int64_t index) {
+void run_block(Call& call, const PackedHead& packed, const Block& block, int64_t head, int64_t index) {
   const AttentionProblem& p = call.problem;
   const Layout& layout = call.layout;
   const int64_t first_row = (layout.blocks_per_head - 1 - index) * kBlockRows;
@@ -315,17 +330,8 @@ void run_block(Call& call, const Block& block, int64_t head, int64_t index) {
   const int rows = static_cast<int>(std::min<int64_t>(kBlockRows, all_rows - first_row));
   const bool one_head = first_row / p.seqlen_q == (first_row + rows - 1) / p.seqlen_q;
   const bool one_mask_row = p.mask.stride_query == 0 && (p.mask.stride_head == 0 || one_head);
-  BlockTask{call,
-            p,
-            call.tensors,
-            layout,
-            layout.head(call.tensors.workspace, head),
-            block,
-            head / p.kv_num_heads,
-            head % p.kv_num_heads,
-            first_row,
-            rows,
-            one_mask_row}
+  BlockTask{call,      p,    call.tensors, layout, packed, block, head / p.kv_num_heads, head % p.kv_num_heads,
+            first_row, rows, one_mask_row}
       .run();
 }
 
@@ -335,7 +341,7 @@ struct Worker {
       : call(shared), block(call.layout.block(call.tensors.workspace, static_cast<int>(index))) {
     if (call.amx) tiles.emplace(static_cast<int>(call.problem.head_dim));
   }
-  void run(int64_t head, int64_t index) { run_block(call, block, head, index); }
+  void run(const PackedHead& packed, int64_t head, int64_t index) { run_block(call, packed, block, head, index); }
 
   Call& call;
   const Block block;
@@ -344,7 +350,8 @@ struct Worker {
 
 void pack_worker(void* context, size_t) {
   Call& call = *static_cast<Call*>(context);
-  for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;) pack_head(call, i);
+  for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;)
+    pack_head(call, i, call.layout.packed(call.tensors.workspace, i));
 }
 
 void block_worker(void* context, size_t index) {
@@ -352,16 +359,17 @@ void block_worker(void* context, size_t index) {
   const int64_t blocks = call.layout.blocks_per_head;
   Worker worker(call, index);
   for (int64_t i; (i = call.next_block.fetch_add(1)) < call.layout.num_kv_heads * blocks;)
-    worker.run(i / blocks, i % blocks);
+    worker.run(call.layout.packed(call.tensors.workspace, i / blocks), i / blocks, i % blocks);
 }
 
 // Both for whole heads: a head is used while it is in this core's cache, and the threads meet once.
 void head_worker(void* context, size_t index) {
   Call& call = *static_cast<Call*>(context);
   Worker worker(call, index);
+  const PackedHead packed = call.layout.packed(call.tensors.workspace, index);
   for (int64_t i; (i = call.next_head.fetch_add(1)) < call.layout.num_kv_heads;) {
-    pack_head(call, i);
-    for (int64_t j = 0; j < call.layout.blocks_per_head; ++j) worker.run(i, j);
+    pack_head(call, i, packed);
+    for (int64_t j = 0; j < call.layout.blocks_per_head; ++j) worker.run(packed, i, j);
   }
 }
 
@@ -399,9 +407,7 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
          << " tile_n=" << layout.tile_n << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
     log_line(line.str());
   }
-  // head by head where that leaves no worker idle for long, and where a head is packed by the block that uses it
-  if (!layout.whole_heads || layout.num_kv_heads % layout.num_workers == 0 ||
-      layout.num_kv_heads >= 8 * layout.num_workers) {
+  if (layout.head_by_head) {
     run_workers(execution, layout.num_workers, head_worker, &call);
   } else {
     run_workers(execution, layout.num_workers, pack_worker, &call);

@@ -37,7 +37,7 @@ void inspect_codes(const AttentionProblem& p, const AttentionTensors& t, int64_t
   const std::unique_ptr<void, decltype(release)> workspace(
       std::aligned_alloc(kAlignment, round_up(layout.bytes(), kAlignment)), release);
   if (workspace == nullptr) throw std::bad_alloc();
-  const PackedHead head = layout.head(workspace.get(), 0);
+  const PackedHead head = layout.packed(workspace.get(), 0);
   prepare_head()(p, t, layout, batch, kv_head, head);
   for (int64_t i = 0; i < layout.num_tiles; ++i) pack_tile()(p, t, layout, batch, kv_head, head, i);
   inspect_queries(p, t, batch, kv_head, head, layout.block(workspace.get(), 0), codes);

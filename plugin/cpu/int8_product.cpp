@@ -7,13 +7,12 @@
 // clang-format off: foreach_target.h comes first
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+#include "cpu/factors-inl.h"
 #include "cpu/vector-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
-
-using DUB = hn::Repartition<uint8_t, DI>;
 
 // 32 vector registers hold 4 x 4 accumulators, their operands and a broadcast; 16 registers hold 4 x 2.
 constexpr int kBlockVectors = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64 ? 4 : 2;
@@ -21,10 +20,9 @@ constexpr int kBlockVectors = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64 ? 4 : 2
 // Scores of kR rows and kV vectors of keys. What the loops read of `a` is copied out of it: the compiler cannot know
 // that the stores leave it alone, and would load it again after each.
 template <int kR, int kV>
-HWY_INLINE void score_block(const ScoreProduct& a, int row, int64_t key) {
+HWY_INLINE void score_block(const ScoreProduct& a, RowCodes<DB> q, int row, int64_t key) {
   const DI di;
   const DUB dub;
-  const DB db;
   const int64_t head_dim = a.head_dim, stride = a.stride;
   // vector v starts at key + v * kLanes: group (key + v * kLanes) / 16, lane (v * kLanes) % 16
   const uint8_t* k[kV];
@@ -32,15 +30,14 @@ HWY_INLINE void score_block(const ScoreProduct& a, int row, int64_t key) {
     const int64_t first = key + v * kLanes;
     k[v] = a.k_codes + first / kGroup * (kGroup * head_dim) + first % kGroup * 4;
   }
-  const int8_t* q = a.q_codes + row * head_dim;
   VI sum[kR][kV];
   for (int r = 0; r < kR; ++r)
     for (int v = 0; v < kV; ++v) sum[r][v] = hn::Set(di, -128 * a.q_sum[row + r]);  // takes K's +128 off again
   for (int64_t c = 0; c < head_dim; c += 4) {
-    hn::Vec<DUB> kv[kV];
-    for (int v = 0; v < kV; ++v) kv[v] = hn::Load(dub, k[v] + c * kGroup);
+    decltype(factors(hn::Zero(dub))) kv[kV];
+    for (int v = 0; v < kV; ++v) kv[v] = factors(hn::Load(dub, k[v] + c * kGroup));
     for (int r = 0; r < kR; ++r) {
-      const auto qv = hn::BitCast(db, broadcast4(q + r * head_dim + c));
+      const auto qv = q.at((row + r) * head_dim + c);
       for (int v = 0; v < kV; ++v) add_products(kv[v], qv, sum[r][v]);
     }
   }
@@ -53,21 +50,22 @@ void scores(const ScoreProduct& a) {
   constexpr int kKeys = kBlockVectors * kLanes;
   const int64_t end = a.chunk_end * kChunk;
   const int rows = a.rows;
+  HWY_ALIGN uint8_t scratch[2 * kRows * kMaxHeadDim];
+  const RowCodes<DB> q = row_codes(DB(), a.q_codes, kRows * a.head_dim, scratch);
   for (int64_t key = a.chunk_begin * kChunk; key < end; key += kKeys) {
     if (rows == 1) {
-      score_block<1, kBlockVectors>(a, 0, key);
+      score_block<1, kBlockVectors>(a, q, 0, key);
       continue;
     }
-    for (int row = 0; row < rows; row += 4) score_block<4, kBlockVectors>(a, row, key);
+    for (int row = 0; row < rows; row += 4) score_block<4, kBlockVectors>(a, q, row, key);
   }
 }
 
 // Output of kR rows and kV vectors of channels, from `channel` on.
 template <int kR, int kV>
-HWY_INLINE void output_block(const OutputProduct& a, int row, int channel) {
+HWY_INLINE void output_block(const OutputProduct& a, RowCodes<DUB> p, int row, int channel) {
   const DI di;
   const DF d;
-  const DUB dub;
   const DB db;
   const int64_t stride = a.stride, width = a.channel_groups * kGroup;
   VI sum[kR][kV];
@@ -78,14 +76,13 @@ HWY_INLINE void output_block(const OutputProduct& a, int row, int channel) {
     const int first = channel + v * kLanes;
     v_group[v] = a.v_codes + first / kGroup * (kGroup * kChunk) + first % kGroup * 4;
   }
-  const uint8_t* p = a.p + row * stride;
   const int64_t end = a.chunk_end * kChunk;
   for (int64_t chunk = a.chunk_begin * kChunk; chunk < end; chunk += kChunk)
     for (int64_t quad = 0; quad < kChunk; quad += 4) {
-      hn::Vec<DB> vv[kV];
-      for (int v = 0; v < kV; ++v) vv[v] = hn::Load(db, v_group[v] + chunk * width + quad * kGroup);
+      decltype(factors(hn::Zero(db))) vv[kV];
+      for (int v = 0; v < kV; ++v) vv[v] = factors(hn::Load(db, v_group[v] + chunk * width + quad * kGroup));
       for (int r = 0; r < kR; ++r) {
-        const auto pv = hn::BitCast(dub, broadcast4(p + r * stride + chunk + quad));
+        const auto pv = p.at((row + r) * stride + chunk + quad);
         for (int v = 0; v < kV; ++v) add_products(pv, vv[v], sum[r][v]);
       }
     }
@@ -103,22 +100,23 @@ HWY_INLINE void output_block(const OutputProduct& a, int row, int channel) {
 }
 
 template <int kV>
-HWY_INLINE void output_columns(const OutputProduct& a, int channel) {
+HWY_INLINE void output_columns(const OutputProduct& a, RowCodes<DUB> p, int channel) {
   // few channels: more rows instead, to keep as many independent sums
   constexpr int kR = kBlockVectors == 4 && kV <= 2 ? 8 : 4;
-  if (a.rows == 1) return output_block<1, kV>(a, 0, channel);
+  if (a.rows == 1) return output_block<1, kV>(a, p, 0, channel);
   int row = 0;
-  for (; row + kR <= a.rows; row += kR) output_block<kR, kV>(a, row, channel);
-  for (; row < a.rows; row += 4) output_block<4, kV>(a, row, channel);
+  for (; row + kR <= a.rows; row += kR) output_block<kR, kV>(a, p, row, channel);
+  for (; row < a.rows; row += 4) output_block<4, kV>(a, p, row, channel);
 }
 
 void output(const OutputProduct& a) {
+  const RowCodes<DUB> p = row_codes(DUB(), a.p, a.rows * a.stride, a.scratch);
   const int channels = a.channel_groups * kGroup;
   int channel = 0;
   for (; channel + kBlockVectors * kLanes <= channels; channel += kBlockVectors * kLanes)
-    output_columns<kBlockVectors>(a, channel);
-  for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) output_columns<2>(a, channel);
-  for (; channel < channels; channel += kLanes) output_columns<1>(a, channel);
+    output_columns<kBlockVectors>(a, p, channel);
+  for (; channel + 2 * kLanes <= channels; channel += 2 * kLanes) output_columns<2>(a, p, channel);
+  for (; channel < channels; channel += kLanes) output_columns<1>(a, p, channel);
 }
 
 template <int kV>

@@ -27,6 +27,7 @@ struct OutputProduct {
   const float* alpha;     // [kRows]
   const float* beta;      // [kRows]
   float* output;          // [kRows][channel_groups * 16]
+  uint8_t* scratch;       // [kRows][stride][2]
   int channel_groups;
   int rows;
   int chunk_begin, chunk_end;

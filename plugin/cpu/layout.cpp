@@ -32,6 +32,8 @@ Layout::Layout(const AttentionProblem& p, int num_threads, Heads heads)
   output_width = in_place ? round_up(p.head_dim_v, kChannelStep) : padded_channels();
   const int64_t tasks = std::max(num_kv_heads * blocks_per_head, num_kv_heads);
   num_workers = static_cast<int>(std::clamp<int64_t>(num_threads, 1, std::max<int64_t>(tasks, 1)));
+  // where that leaves no worker idle for long, and where a head is packed by the block that uses it
+  head_by_head = !whole_heads || num_kv_heads % num_workers == 0 || num_kv_heads >= 8 * num_workers;
 
   Carver count{nullptr};
   PackedHead head;
@@ -76,7 +78,7 @@ void Layout::visit_block(Block& block, Visit visit) const {
   visit(block.bias, kRows * tile_stride);
 }
 
-PackedHead Layout::head(void* workspace, int64_t index) const {
+PackedHead Layout::packed(void* workspace, int64_t index) const {
   Carver carve{static_cast<std::byte*>(workspace) + index * head_bytes};
   PackedHead head;
   visit_head(head, [&](auto*& pointer, int64_t n) { carve(pointer, n); });
@@ -84,7 +86,7 @@ PackedHead Layout::head(void* workspace, int64_t index) const {
 }
 
 Block Layout::block(void* workspace, int worker) const {
-  Carver carve{static_cast<std::byte*>(workspace) + num_kv_heads * head_bytes + worker * block_bytes};
+  Carver carve{static_cast<std::byte*>(workspace) + num_packed() * head_bytes + worker * block_bytes};
   Block block;
   visit_block(block, [&](auto*& pointer, int64_t n) { carve(pointer, n); });
   return block;

@@ -1,9 +1,9 @@
 // Where everything lies in the workspace, and the shapes of the packed buffers.
 //
-// Per KV head, written by pack.cpp and read by every query block; a tile occupies tile_stride keys of each. Where there
-// is one block of queries (decoding) nothing would be read twice: the head then has room for one tile, which is packed
-// when its turn comes and never leaves the cache. Codes that so few queries read are not packed at all
-// (code_product.h).
+// Per KV head, written by pack.cpp and read by every query block; a tile occupies tile_stride keys of each. A worker
+// that takes whole heads packs each where the one before was, in its cache. Where there is one block of queries
+// (decoding) nothing would be read twice: the head then has room for one tile, which is packed when its turn comes and
+// never leaves the cache. Codes that so few queries read are not packed at all (code_product.h).
 //   k_codes u8  [num_tiles][tile_stride / 16][D/4][16 keys][4 channels]: code + 128, for instructions that take u8 x s8
 //   v_codes s8  [num_tiles][tile_stride / 64][channel_groups][16 quads][16 channels][4 keys]: the 16 quads of keys of
 //               each 64 stand in the order in which softmax.cpp leaves P's bytes
@@ -26,6 +26,7 @@ constexpr int kChunk = 64;        // keys whose P codes are made and multiplied 
 constexpr int kRows = 16;         // query rows that one call of a kernel handles
 constexpr int kFewRows = 8;       // query rows up to which codes are not packed; with 12 it pays (AVX-512, Zen 5)
 constexpr int kBlockRows = 64;    // query rows of a task; they share each K/V tile while it is in the cache
+constexpr int kManyTiles = 4;     // tiles from which the next rows are worth asking for
 constexpr int kChannelStep = 64;  // channels of a row of codes that are multiplied together where they lie
 constexpr int kMaxHeadDim = 256;
 constexpr int kDefaultTileN = 128;
@@ -81,6 +82,7 @@ struct Layout {
   int64_t output_width;  // channels of a row of Block::output
   int64_t num_kv_heads;  // B * Hkv
   int num_workers;
+  bool head_by_head;  // a worker takes a head with all its blocks
   size_t head_bytes = 0, block_bytes = 0;
 
   int64_t padded_channels() const { return channel_groups * kGroup; }
@@ -88,8 +90,9 @@ struct Layout {
   int64_t packed_start(int64_t tile) const { return whole_heads ? tile * tile_stride : 0; }
   // Where key j stands in PackedHead::bad, which always has all keys.
   int64_t bad_index(int64_t j) const { return j / tile_n * tile_stride + j % tile_n; }
-  size_t bytes() const { return num_kv_heads * head_bytes + num_workers * block_bytes; }
-  PackedHead head(void* workspace, int64_t index) const;
+  int64_t num_packed() const { return head_by_head ? num_workers : num_kv_heads; }  // heads at a time
+  size_t bytes() const { return num_packed() * head_bytes + num_workers * block_bytes; }
+  PackedHead packed(void* workspace, int64_t index) const;
   Block block(void* workspace, int worker) const;
 
  private:

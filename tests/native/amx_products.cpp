@@ -70,8 +70,10 @@ void output(int channel_groups, int rows, int chunk_begin, int chunk_end) {
     for (float& value : *values) value = any(generator);
   float* found[2];
   for (int i = 0; i < 2; ++i) found[i] = aligned(storage[i], before);
-  const OutputProduct product{p,        stride,         v,    alpha.data(), beta.data(),
-                              found[0], channel_groups, rows, chunk_begin,  chunk_end};
+  std::vector<uint8_t> scratch_storage;
+  uint8_t* scratch = aligned(scratch_storage, std::vector<uint8_t>(2 * kRows * stride));
+  const OutputProduct product{p,       stride,         v,    alpha.data(), beta.data(), found[0],
+                              scratch, channel_groups, rows, chunk_begin,  chunk_end};
   output_product()(product);
   OutputProduct other = product;
   other.output = found[1];
