@@ -14,6 +14,7 @@ import onnx_ir as ir
 from intfa_onnx import model_io, native, op_schema
 from intfa_onnx.errors import ModelError, UnsupportedError
 from intfa_onnx.inputs import parse_shapes
+from intfa_onnx.portable import is_portable
 from intfa_onnx.trt_plugin import import_tensorrt, load_trt_plugin
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usual and greatest sizes of an input
@@ -97,17 +98,18 @@ def _check_nodes(loaded: ir.Model, model: Path) -> None:
         raise UnsupportedError(
             f"'{model}' has no {op_schema.OP_TYPE}. Rewrite it first: intfa-onnx rewrite {model} -o OUT --target trt"
         )
-    if any(function.domain == op_schema.DOMAIN for function in loaded.functions.values()):
+    if is_portable(loaded):
         raise UnsupportedError(
-            f"'{model}' is portable: TensorRT would run the float function body instead of the plugin. Rewrite it "
-            "without --portable, with --target trt"
+            f"'{model}' is portable: TensorRT would run the float function body instead of the plugin. Rewrite the "
+            "original without --portable, with --target trt"
         )
     mask = op_schema.INPUTS.index("attn_mask")
     for node in ours:
         value = node.inputs[mask] if len(node.inputs) > mask else None
         if value is not None and value.dtype == ir.DataType.BOOL:
             raise UnsupportedError(
-                f"node '{node.name}' has a boolean mask, which TensorRT gives to no plugin. Rewrite with --target trt"
+                f"node '{node.name}' has a boolean mask, which TensorRT gives to no plugin. Rewrite the "
+                "original with --target trt"
             )
 
 

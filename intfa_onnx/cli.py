@@ -23,7 +23,6 @@ from intfa_onnx import model_io
 from intfa_onnx.bench.cli import app as bench_app
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 from intfa_onnx.native import Host
-from intfa_onnx.op_schema import DOMAIN
 
 if TYPE_CHECKING:
     from intfa_onnx.compare import OutputMetrics
@@ -217,14 +216,13 @@ def inspect(
         return
     with _working(f"reading {model}", as_json):
         result = intfa_onnx.rewrite(model)
-    portable = any(function.domain == DOMAIN for function in result.model.functions.values())
     if as_json:
-        _print_json({**result.to_dict(), "portable": portable})
+        _print_json(result.to_dict())
         return
     if result.attentions:
         out.print(_attention_table(result, "rewrite would say"))
     print(result.summary())
-    if portable:
+    if result.portable:
         print("portable: the file carries the operator's float meaning, and runs without our library as well")
     rejected = [a for a in result.attentions if a.decision == "rejected"]
     if rejected:

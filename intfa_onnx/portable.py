@@ -49,6 +49,11 @@ class Configuration:
     lower_right: bool
 
 
+def is_portable(model: ir.Model) -> bool:
+    """Return whether a model carries the operator's float meaning."""
+    return any(function.domain == op_schema.DOMAIN for function in model.functions.values())
+
+
 def add_functions(model: ir.Model, view: View, nodes: list[tuple[ir.Node, int, int | None, int | None]]) -> None:
     """Add a function for each configuration among ``nodes`` and let the nodes refer to it.
 

@@ -19,7 +19,7 @@ from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.lower import domain_of, lower
 from intfa_onnx.patterns import View, anchors, match_anchor
 from intfa_onnx.plan import Options, plan
-from intfa_onnx.portable import add_functions
+from intfa_onnx.portable import add_functions, is_portable
 from intfa_onnx.report import AttentionReport
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto | ir.Model
@@ -32,7 +32,6 @@ class RewriteResult:
     Attributes:
         model: the rewritten model. External data is referenced, not loaded.
         attentions: one row per attention found, in graph order.
-        portable: whether the file carries the float function body of the operator.
         unmatched: the patterns of ``only`` and ``skip`` that name none of the attentions found.
         nodes_before: number of nodes before and
         nodes_after: after the rewrite, bodies and functions included.
@@ -40,10 +39,14 @@ class RewriteResult:
 
     model: ir.Model
     attentions: tuple[AttentionReport, ...]
-    portable: bool = False
     unmatched: tuple[str, ...] = ()
     nodes_before: int = 0
     nodes_after: int = 0
+
+    @property
+    def portable(self) -> bool:
+        """Whether the model carries the float meaning of the operator, from this rewrite or an earlier one."""
+        return is_portable(self.model)
 
     def to_proto(self) -> onnx.ModelProto:
         """Return the model as a protobuf message (external data stays referenced)."""
@@ -137,7 +140,7 @@ def rewrite(
     if portable:
         add_functions(working, view, lowered)
     unmatched = tuple(p for p in (*only, *skip) if not any(r.is_meant_by(p) for r in reports))
-    return RewriteResult(working, tuple(reports), portable, unmatched, nodes_before, _count_nodes(working))
+    return RewriteResult(working, tuple(reports), unmatched, nodes_before, _count_nodes(working))
 
 
 def working_copy(source: ModelSource) -> ir.Model:

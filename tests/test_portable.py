@@ -60,6 +60,16 @@ def test_without_portable_there_is_no_function():
     assert not intfa_onnx.rewrite(parse(TWO, MASK)).to_proto().functions
 
 
+def test_the_result_says_what_the_file_carries():
+    """Not what was asked for: nodes of an earlier rewrite get no function."""
+    plain = intfa_onnx.rewrite(parse(TWO, MASK))
+    assert not plain.portable
+    assert intfa_onnx.rewrite(plain.to_proto(), portable=True).to_dict()["portable"] is False
+    carried = intfa_onnx.rewrite(parse(TWO, MASK), portable=True)
+    assert carried.portable
+    assert intfa_onnx.rewrite(carried.to_proto()).to_dict()["portable"] is True
+
+
 def test_body_runs_in_the_reference_evaluator():
     model = parse(*VARIANTS["added mask"])
     rewritten = intfa_onnx.rewrite(model, portable=True).to_proto()
