@@ -161,7 +161,7 @@ def test_codes_in_place_do_not_count():
         "STS.128 [R0], R4",
         "@P2 BRA 0x30",
         "@!P3 BRA 0xb0",
-        "@!P0 BRA 0xa0",
+        "BRA.U !UP0, 0xa0",
         "LDS.128 R4, [0x10]",
         "LDGSTS.E.BYPASS.128 [R0], [R4.64]",
         "LDGSTS.E.BYPASS.128 [R0], [R8.64]",

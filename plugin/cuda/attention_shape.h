@@ -26,9 +26,9 @@ struct AttentionShape {
   static constexpr bool kQInRegisters = kDim <= 64 || kDim == 256;
   // Channels of P.V between which the compiler moves nothing, in kernels with scores or of 256 channels: found by
   // compiling for sm_80, 89 and 90a, none of which spills with them.
-  static constexpr int kChannelsAtOnce = kScored && kArithmetic == Arithmetic::kHalfPV ? 128
-                                         : kDim == 64 || kDim == 96                    ? 32
-                                                                                       : 64;
+  static constexpr int kChannelsAtOnce = (kScored || kDim == 256) && kArithmetic == Arithmetic::kHalfPV ? 128
+                                         : kDim == 64 || kDim == 96                                     ? 32
+                                                                                                        : 64;
 
   static constexpr int kRowBytes = kDim == 96 ? 128 : kDim;  // SmemTile's pitch
   static constexpr int kKBytes = kTileN * kRowBytes;

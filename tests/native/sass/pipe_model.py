@@ -56,6 +56,7 @@ _FMA = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "FFMA2"}
 _SLOW = {"MUFU", "I2F", "F2I", "F2F", "I2I", "FRND", "POPC", "FLO", "BREV"}
 _SHARED = {"LDSM", "LDS", "STS", "LDGSTS", "LDG", "STG", "SHFL", "ATOMS"}
 _LOCAL = {"LDL", "STL"}
+_CONDITIONAL = re.compile(r"^(?:@.*\bBRA\b|BRA\.U\b).*?(0x[0-9a-f]+)")  # sm_100 and later have BRA.U
 _CONTROL = {
     "BRA", "BAR", "NOP", "EXIT", "BSSY", "BSYNC", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "CALL", "RET", "YIELD", "MEMBAR",
     "PLOP3", "S2R", "WARPGROUP", "SYNCS", "ELECT", "CS2R", "VOTE", "BREAK",
@@ -173,7 +174,7 @@ def of_float_input(loop: list[Instruction]) -> list[Instruction]:
     for read in (i for i in loop if i.opcode == "LDS.128"):
         blocks = []
         for branch in loop:
-            m = re.search(r"^@.*\bBRA\b.*?(0x[0-9a-f]+)", branch.text)
+            m = _CONDITIONAL.search(branch.text)
             if m and branch.address < read.address < int(m[1], 16):
                 blocks.append([i for i in loop if branch.address < i.address < int(m[1], 16)])
         block = min(blocks, key=len, default=[])  # the innermost
