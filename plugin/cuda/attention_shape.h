@@ -24,15 +24,17 @@ struct AttentionShape {
   static constexpr int kThreads = kNumWarps * 32;
   static constexpr int kMinBlocks = kDim <= 128 ? 2 : 1;  // per SM: the register ceiling
   static constexpr bool kQInRegisters = kDim <= 64 || kDim == 256;
+  static constexpr bool kHalf = kArithmetic == Arithmetic::kHalfPV;
   // Channels of P.V between which the compiler moves nothing, in kernels with scores or of 256 channels: found by
-  // compiling for sm_80, 89 and 90a, none of which spills with them.
-  static constexpr int kChannelsAtOnce = (kScored || kDim == 256) && kArithmetic == Arithmetic::kHalfPV ? 128
-                                         : kDim == 64 || kDim == 96                                     ? 32
-                                                                                                        : 64;
+  // compiling for sm_80, 89 and 90a, none of which spills with them; nor does sm_100 at 256.
+  static constexpr int kChannelsAtOnce = kHalf && kScored           ? 128
+                                         : kHalf && kDim == 256     ? 256
+                                         : kDim == 64 || kDim == 96 ? 32
+                                                                    : 64;
 
   static constexpr int kRowBytes = kDim == 96 ? 128 : kDim;  // SmemTile's pitch
   static constexpr int kKBytes = kTileN * kRowBytes;
-  static constexpr int kVBytes = kDim * kTileN * (kArithmetic == Arithmetic::kHalfPV ? 2 : 1);
+  static constexpr int kVBytes = kDim * kTileN * (kHalf ? 2 : 1);
   static constexpr int kScaleOffset = kKBytes + kVBytes;
   static constexpr int kStageBytes = kScaleOffset + 4 * kTileN;
   static constexpr int kQBytes = kTileM * kRowBytes;
