@@ -9,7 +9,7 @@ from cases import CASES
 from native.simt import sanitized, toolchain
 
 FEW = ["ragged-tile", "d128-paper", "causal_past-half", "nonpad-tile", "mask_float_inf-tile", "bshd-half"]
-FEW += ["gqa_decode-tile", "int8_channel-tile"]  # heads packed; K read in place, past and new, to its last row
+FEW += ["gqa_decode-tile", "int8_tensor-tile"]  # heads packed; K read in place, to its last row
 
 
 @pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
