@@ -83,7 +83,8 @@ def match_core(
     qk = qk_product(view, qk_node, _key_axis(view, scores, path_up, axis))
     if view.is_constant(qk.second):
         raise NoMatch("K is a constant: a projection, not attention")
-    meaning = read_scores(view, qk, qk_node, path_up, _scores_shape(qk), down.zeroed)
+    may_unmerge = _has_same_leading_axis(view, qk, down)
+    meaning = read_scores(view, qk, qk_node, path_up, _scores_shape(qk), down.zeroed, may_unmerge=may_unmerge)
     axes = meaning.axes
     for node in down.transposes:
         axes = transposed(axes, node)
@@ -131,7 +132,7 @@ def match_core(
     if meaning.mask is not None:
         inputs["attn_mask"] = meaning.mask
     outputs: dict[ir.Value, Operand] = {down.node.outputs[0]: transpose(result, pv.result_perm)}
-    outputs.update(_replace_metadata_readers(view, qk, values, in_order))
+    outputs.update(_replace_metadata_readers(view, qk, values, in_order=in_order, reshaped=reshaped))
     return AttentionMatch(
         anchor=anchor,
         place=down.node,
@@ -141,6 +142,7 @@ def match_core(
         outputs=outputs,
         dtype=dtype,
         rank=qk.rank,
+        merged_heads=meaning.merged_heads,
         around=True,
         head_dim=view.dim(qk.first, qk.first_perm[-1]) or view.dim(qk.second, qk.second_perm[-1]),
         head_dim_v=view.dim(pv.second, pv.second_perm[-1]),
@@ -165,6 +167,14 @@ def _key_axis(view: View, scores: ir.Value, path: Path, axis: int) -> int:
     for node in transposes:
         axes = transposed(axes, node)
     return axes[axis]
+
+
+def _has_same_leading_axis(view: View, qk: Product, down: Down) -> bool:
+    """Return whether Q, K, V and P V have three axes, the first provably of one size."""
+    both = [x for n, side in down.products for x in (operands(n) or ())[1 - side : 2 - side]]
+    values = [qk.first, qk.second, *both]
+    plain = qk.first_perm[0] == qk.second_perm[0] == qk.result_perm[0] == 0 and len(down.products) == 1
+    return plain and {view.rank(x) for x in values} == {3} and len({view.dims.dim(x, 0) for x in values}) == 1
 
 
 def _check_unusual(
@@ -219,7 +229,7 @@ def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[Ope
 
 
 def _replace_metadata_readers(
-    view: View, qk: Product, values: list[ir.Value], in_order: bool
+    view: View, qk: Product, values: list[ir.Value], *, in_order: bool, reshaped: bool
 ) -> dict[ir.Value, Operand]:
     """Give nodes that read only the shape or type of the scores something else to read, so that the scores can go."""
     replaced: dict[ir.Value, Operand] = {}
@@ -231,6 +241,8 @@ def _replace_metadata_readers(
                 continue
             if not in_order:
                 raise NoMatch("the shape of transposed scores is read")
+            if view.rank(value) != qk.rank or (reshaped and view.dims.of(value) != view.dims.of(values[0])):
+                raise NoMatch("the shape of reshaped scores is read")
             shape = _scores_shape(qk)
             if node.op_type == "Size":
                 shape = Call("ReduceProd", (shape,), {"keepdims": 0})
