@@ -83,8 +83,7 @@ def match_core(
     qk = qk_product(view, qk_node, _key_axis(view, scores, path_up, axis))
     if view.is_constant(qk.second):
         raise NoMatch("K is a constant: a projection, not attention")
-    may_unmerge = _has_same_leading_axis(view, qk, down)
-    meaning = read_scores(view, qk, qk_node, path_up, _scores_shape(qk), down.zeroed, may_unmerge=may_unmerge)
+    meaning = read_scores(view, qk, qk_node, path_up, _scores_shape(qk), down.zeroed)
     axes = meaning.axes
     for node in down.transposes:
         axes = transposed(axes, node)
@@ -169,14 +168,6 @@ def _key_axis(view: View, scores: ir.Value, path: Path, axis: int) -> int:
     return axes[axis]
 
 
-def _has_same_leading_axis(view: View, qk: Product, down: Down) -> bool:
-    """Return whether Q, K, V and P V have three axes, the first provably of one size."""
-    both = [x for n, side in down.products for x in (operands(n) or ())[1 - side : 2 - side]]
-    values = [qk.first, qk.second, *both]
-    plain = qk.first_perm[0] == qk.second_perm[0] == qk.result_perm[0] == 0 and len(down.products) == 1
-    return plain and {view.rank(x) for x in values} == {3} and len({view.dims.dim(x, 0) for x in values}) == 1
-
-
 def _check_unusual(
     view: View, qk: Product, meaning: Scores, down: Down, values: list[ir.Value], *, unusual: bool
 ) -> None:
@@ -241,7 +232,7 @@ def _replace_metadata_readers(
                 continue
             if not in_order:
                 raise NoMatch("the shape of transposed scores is read")
-            if view.rank(value) != qk.rank or (reshaped and view.dims.of(value) != view.dims.of(values[0])):
+            if reshaped and view.dims.of(value) != view.dims.of(values[0]):
                 raise NoMatch("the shape of reshaped scores is read")
             shape = _scores_shape(qk)
             if node.op_type == "Size":

@@ -67,8 +67,6 @@ def read_scores(
     path: Path,
     core_shape: Operand,
     zeroed: list[Zeroed],
-    *,
-    may_unmerge: bool = False,
 ) -> Scores:
     """Read the steps from Q K^T to the softmax, first to last.
 
@@ -79,7 +77,6 @@ def read_scores(
         path: the steps from it to the softmax.
         core_shape: of Q K^T, [..., Sq, Skv].
         zeroed: where P becomes 0 after the softmax.
-        may_unmerge: whether masks may be given for [B, H, Sq, Skv] where the product is [B*H, Sq, Skv].
 
     Raises:
         NoMatch: one of them is not understood.
@@ -110,7 +107,7 @@ def read_scores(
             raise NoMatch(f"'{node_name(node)}' changes masked scores whose probabilities are overwritten")
         if op not in ("QuantizeLinear", "DequantizeLinear", "Tanh"):
             for reshape in reshapes:
-                if not (may_unmerge and _takes_heads_apart(view, meaning, reshape)):
+                if not _takes_heads_apart(view, meaning, reshape):
                     _read_reshape(view, meaning, reshape, core_shape)
             reshapes.clear()
         if op in ("Mul", "Div") and other is not None:
