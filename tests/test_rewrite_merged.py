@@ -223,11 +223,12 @@ def test_heads_that_stay_merged(kind):
 
 
 @pytest.mark.parametrize(
-    ("value", "replaced"), [("s", True), ("z", True), ("t", False), ("X", False)], ids=["s", "z", "t", "X"]
+    ("shape", "replaced"),
+    [("(s)", True), ("(z)", True), ("(t)", False), ("(X)", False), ("<start = 2> (X)", True), ("<end = 3> (t)", False)],
 )
-def test_shape_of_reshaped_scores(value, replaced):
-    """It is that of Q K^T before the heads are apart and after they are merged again; in between another."""
-    model = build(FORMS["causal, padded"][0] + f"shape = Shape ({value})\n Z = Neg (shape)\n")
+def test_shape_of_reshaped_scores(shape, replaced):
+    """It is that of Q K^T before the heads are apart and after they are merged again; in between the last two axes."""
+    model = build(FORMS["causal, padded"][0] + f"shape = Shape {shape}\n Z = Neg (shape)\n")
     model.graph.output.append(onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.INT64, [None]))
     if replaced:
         check(model)

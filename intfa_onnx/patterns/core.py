@@ -232,15 +232,18 @@ def _replace_metadata_readers(
                 continue
             if not in_order:
                 raise NoMatch("the shape of transposed scores is read")
-            if reshaped and view.dims.of(value) != view.dims.of(values[0]):
+            if node.op_type == "Size":
+                replaced[node.outputs[0]] = Call("ReduceProd", (_scores_shape(qk),), {"keepdims": 0})
+                continue
+            sizes, own = (view.dims.of(x) or (None,) * qk.rank for x in (value, values[0]))
+            read = range(len(sizes))[int_attribute(node, "start", 0) : int_attribute(node, "end", len(sizes))]
+            more = len(sizes) - len(own)
+            if reshaped and any(i < more or sizes[i] is None or sizes[i] != own[i - more] for i in read):
                 raise NoMatch("the shape of reshaped scores is read")
             shape = _scores_shape(qk)
-            if node.op_type == "Size":
-                shape = Call("ReduceProd", (shape,), {"keepdims": 0})
-            elif "start" in node.attributes or "end" in node.attributes:
-                start, end = int_attribute(node, "start", 0), int_attribute(node, "end", qk.rank)
-                shape = slice_of(shape, start, end)
-            replaced[node.outputs[0]] = shape
+            replaced[node.outputs[0]] = (
+                slice_of(shape, read.start - more, read.stop - more) if len(read) < qk.rank else shape
+            )
     return replaced
 
 
