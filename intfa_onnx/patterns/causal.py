@@ -172,6 +172,12 @@ def _layers(view: View, reader: Elements, mask: Operand) -> tuple[list[_Layer], 
     call = operation(mask)
     if call is not None and call.op_type == "Add":
         return _added(view, reader, call)
+    floor = reader.number(call.inputs[1]) if call is not None and call.op_type == "Max" else None
+    if call is not None and floor is not None and len(call.inputs) == 2:
+        layers, biases = _layers(view, reader, call.inputs[0])
+        if floor > _OUT or len(layers) > 1 or biases:
+            raise _Stays("it bounds a sum of masks, or a bias")
+        return [replace(layers[0], fill=max(layers[0].fill, floor), whole=mask)], []
     if call is not None and (call.op_type == "Not" or _dtype(view, mask) == ir.DataType.BOOL):
         return [_layer(reader, mask, mask, True, -np.inf)], []
     fill = reader.only_nonzero(mask)
@@ -360,7 +366,7 @@ def _size(x: Operand, axis: int) -> Operand:
     """Return one size, as a tensor [1]."""
     if isinstance(x, Call) and x.op_type == "Transpose":
         return _size(x.inputs[0], x.attributes["perm"][axis])
-    if isinstance(x, Call) and x.op_type in ("Reshape", *_SAME_LENGTH):
+    if isinstance(x, Call) and (x.op_type in _SAME_LENGTH or (x.op_type == "Reshape" and axis == 1)):
         return _size(x.inputs[0], axis)
     return shape_slice(x, axis, axis + 1)
 
