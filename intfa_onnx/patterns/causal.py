@@ -120,7 +120,8 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
     if biases:
         bias = reduce(lambda a, b: Call("Add", (a, b)), biases)
         minus_inf = Const(np.array(-np.inf).astype(match.dtype.numpy()))
-        small = bias if small is None else shared(Call("Where", (small, bias, minus_inf)))
+        masked = None if small is None else Call("Where", (small, bias, minus_inf))
+        small = bias if masked is None else shared(masked) if _is_before(bias, layer.whole) else masked
     inputs = {name: x for name, x in match.inputs.items() if name != "attn_mask"}
     absorbed, notes = match.absorbed, match.notes
     if small is not None:
@@ -281,6 +282,17 @@ def _sharing(view: View, whole: Operand) -> Callable[[Operand], Operand]:
     values = [v for v in _values(whole) if not view.is_constant(v)]
     node = values[0].producer() if len(values) == 1 else None
     return lambda x: Shared(x, node) if isinstance(x, Call) and node is not None else x
+
+
+def _is_before(bias: Operand, mask: Operand) -> bool:
+    """Return whether a bias is there where the mask is made; one may be made anew for each attention."""
+    node = next((n for v in _values(mask) if (n := v.producer()) is not None), None)
+    graph = node.graph if node is not None else None
+    for value in _values(bias):
+        first = next((n for n in graph or () if n in (node, value.producer())), None)
+        if value.graph is not graph or (value.producer() is not None and (first is node or first is None)):
+            return False
+    return True
 
 
 def _values(x: Operand) -> list[ir.Value]:
