@@ -308,6 +308,13 @@ def test_bias_beside_the_mask(bias, kind, padded, fill):
     assert len(node.input) == 4
 
 
+def test_bias_made_behind_the_mask():
+    """Falcon's: what joins the two cannot stand where the mask is made."""
+    mask = CAUSAL + "C = And (c, p)\n b = Where (C, zero, low)\n" + BIASES["alibi"] + SUMS["added"].split("\n")[1]
+    [node] = fused(check(build(mask, FLOAT)))
+    assert limits(node) == IS_CAUSAL
+
+
 @pytest.mark.parametrize(
     "bias",
     [
