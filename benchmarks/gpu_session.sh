@@ -123,7 +123,7 @@ if step build $((budget > 600 ? 1800 : 240)) build && step library 30 cuda_code;
   step op_d64 90 bench op_cuda_d64 cuda "${lengths[@]}" --head-dim 64 --heads 32
   step decode 60 bench op_cuda_decode cuda --decode --heads 32 --group 4 --head-dim 128 --batch 8 --seqlen 4096 --seqlen 32768
   step hosts 120 gpu_tests tests/test_gpu_ort.py tests/test_gpu_trt_plugin.py
-  step op_cpu 60 bench op_cpu_1t_d64 cpu --head-dim 64 --seqlen 128 --seqlen 1024 --seqlen 4096
+  step op_cpu 60 bench op_cpu_1t_d64 cpu --rounds 5 --head-dim 64 --seqlen 128 --seqlen 1024 --seqlen 4096
   step op_llm 60 bench op_cuda_d128_llm cuda "${lengths[@]}" --head-dim 128 --heads 16 --data llm --no-causal
   step scale 60 scale
 fi

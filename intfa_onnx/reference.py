@@ -355,9 +355,9 @@ def _within(
     if causal:
         within = within & (keys <= position)
     if left >= 0:
-        within = within & (keys >= position - left)
+        within = within & (position - keys <= left)  # in this form no window overflows
     if right >= 0:
-        within = within & (keys <= position + right)
+        within = within & (keys - position <= right)
     return within
 
 

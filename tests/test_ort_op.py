@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from test_portable import TWO
 
 import intfa_onnx
-from intfa_onnx import native, op_schema
+from intfa_onnx import native, op_schema, reference
 from intfa_onnx.errors import UnsupportedError
 
 ort = pytest.importorskip("onnxruntime")
@@ -256,6 +256,19 @@ def test_wrong_attributes_are_refused_at_load(attributes: dict[str, Any], messag
     with pytest.raises(Exception, match="intfa: ") as caught:
         open_session(make_model(typed_inputs(BY_NAME["plain"]), attributes))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("side", ["window_left", "window_right"])
+def test_the_greatest_window_is_no_window(side: str) -> None:
+    """INT64_MAX, added to a position, would be negative."""
+    inputs = typed_inputs(BY_NAME["plain"])
+    expected = run(open_session(make_model(inputs, {}, ("Y",))), inputs)["Y"]
+    found = run(open_session(make_model(inputs, {side: 2**63 - 1}, ("Y",))), inputs)["Y"]
+    np.testing.assert_array_equal(found, expected)
+    names = {"Q": "q", "K": "k", "V": "v"}
+    arrays = {names[name]: x for name, x in inputs.items()}
+    windowed, whole = (reference.attention(**arrays, **{side: width}).y for width in (2**63 - 1, -1))
+    np.testing.assert_array_equal(windowed, whole)
 
 
 def test_wrong_types_are_refused() -> None:

@@ -174,6 +174,11 @@ CONDITIONS = {
         "d = Sub (k, q)\n a = Abs (d)\n n = Greater (a, i4)\n C = Not (n)",
         BOTH_SIDES,
     ),
+    "both sides, and the one again": (
+        CAUSAL + "l = Sub (q, i4)\n w = Greater (k, l)\n o = And (c, w)\n d = Sub (q, k)\n a = Abs (d)\n"
+        "near = LessOrEqual (a, i4)\n C = Or (o, near)",
+        BOTH_SIDES,
+    ),
     "ahead": ("q4 = Add (q, i4)\n C = LessOrEqual (k, q4)", {"window_right": 4, **LOWER_RIGHT}),
     "always": (CAUSAL + "y = GreaterOrEqual (q, i0)\n C = And (y, c)", IS_CAUSAL),
 }
@@ -252,6 +257,11 @@ STAYS = {
     ),
     "documents": ("c = Equal (D, DK)", None),
     "either": ("d = LessOrEqual (k, q)\n c = Or (d, p)", "Or .* is not understood"),
+    "either of two windows": (  # neither contains the other
+        "l = Sub (q, i4)\n w = Greater (k, l)\n d = LessOrEqual (k, q)\n e = And (d, w)\n q1 = Add (q, i1)\n"
+        "f = GreaterOrEqual (k, q)\n g = LessOrEqual (k, q1)\n h = And (f, g)\n c = Or (e, h)",
+        "Or .* is not understood",
+    ),
     "hole in the triangle": (
         "d = LessOrEqual (k, q)\n e = Sub (q, k)\n f = Equal (e, i4)\n g = Not (f)\n c = And (d, g)",
         "Equal .* is not understood",
@@ -276,6 +286,8 @@ def test_near_misses_stay(kind):
 SLOPES = "slopes = Constant <value = float[4] {0.5, 0.25, 0.125, 0.0625}> ()\n sl = Unsqueeze (slopes, ends)\n"
 BIASES = {
     "alibi": SLOPES + "kf = Cast <to = 1> (k)\n N = Mul (sl, kf)\n",
+    "alibi, divided": SLOPES
+    + "four = Constant <value = float {4}> ()\n kf = Cast <to = 1> (k)\n m = Mul (sl, kf)\n N = Div (m, four)\n",
     "relative": SLOPES + "r = Sub (k, q)\n rf = Cast <to = 1> (r)\n N = Mul (sl, rf)\n",
 }
 SUMS = {
@@ -296,10 +308,30 @@ def test_bias_beside_the_mask(bias, kind, padded, fill):
     assert len(node.input) == 4
 
 
-@pytest.mark.parametrize("bias", ["A0 = Identity (B)", "A0 = Sub (N, B)", "A0 = Mul (B, N)"])
+def test_bias_made_behind_the_mask():
+    """Falcon's: what joins the two cannot stand where the mask is made."""
+    mask = CAUSAL + "C = And (c, p)\n b = Where (C, zero, low)\n" + BIASES["alibi"] + SUMS["added"].split("\n")[1]
+    [node] = fused(check(build(mask, FLOAT)))
+    assert limits(node) == IS_CAUSAL
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        "A0 = Identity (B)",
+        "A0 = Sub (N, B)",
+        "A0 = Mul (B, N)",
+        "A0 = Div (B, one)",
+        "A0 = Div (N, B)",
+        "A0 = Div (N, tiny)",
+    ],
+)
 def test_bias_that_may_be_a_mask_stays(bias):
     """An input may be as large as the mask, and rows without a key are then others than those that the padding says."""
-    condition = BIASES["alibi"] + CAUSAL + f"C = And (c, p)\n b = Where (C, zero, low)\n {bias}\n F = Add (A0, b)"
+    tiny = "tiny = Constant <value = float {1e-20}> ()\n"
+    condition = (
+        tiny + BIASES["alibi"] + CAUSAL + f"C = And (c, p)\n b = Where (C, zero, low)\n {bias}\n F = Add (A0, b)"
+    )
     [node] = fused(check(build(condition, FLOAT, inputs=", float[1, 4, 1, T] B")))
     assert limits(node) == {}
 

@@ -35,13 +35,13 @@ def expected() -> dict:
 def test_gate(gate, simulator, expected):
     now, then = gates_sm90.measure(gate, simulator), expected[str(gate)]  # compiling rejects serialized wgmma
     assert now["stack_bytes"] == 0, "spills or local arrays"
+    part = min(gate.head_dim, 128)
+    qk, pv = gate.head_dim // 32, 4 * gate.head_dim // part
+    assert now["mma"] == {"IGMMA.64x128x32.S8.S8": qk, f"IGMMA.64x{part}x32.U8.S8": pv}
     if gate.scored:
         assert now["blocks_per_sm"] >= then["blocks_per_sm"]
         return
     assert now["blocks_per_sm"] * gate.tile_m // 64 >= WARPGROUPS[gate.head_dim]
-    part = min(gate.head_dim, 128)
-    qk, pv = gate.head_dim // 32, 4 * gate.head_dim // part
-    assert now["mma"] == {"IGMMA.64x128x32.S8.S8": qk, f"IGMMA.64x{part}x32.U8.S8": pv}
     assert now["local_in_loop"] == 0
     if gate.tile_m == PERSISTENT:  # 65536 registers for 512 threads, then for 384 and 128
         assert now["registers"] == 128

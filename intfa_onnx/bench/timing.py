@@ -62,8 +62,12 @@ def wait_until_idle(limit: float = 1.0) -> None:
 
 
 def host_timer(call: Callable[[], object], repeats: int) -> float:
-    """Return mean seconds per call of ``repeats`` calls that are synchronous on the host, which is left to them."""
+    """Return mean seconds per call of ``repeats`` calls that are synchronous on the host.
+
+    The host is left to them, and one call before them, which wakes their threads, is not timed.
+    """
     wait_until_idle()
+    call()
     start = time.perf_counter()
     for _ in range(repeats):
         call()

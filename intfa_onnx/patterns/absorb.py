@@ -28,6 +28,7 @@ from intfa_onnx.patterns.match import (
     substitute,
     transpose,
 )
+from intfa_onnx.patterns.scores import heads_apart
 from intfa_onnx.patterns.view import View
 
 
@@ -210,6 +211,8 @@ def _four_axes(view: View, match: AttentionMatch) -> AttentionMatch:
     """Bring operands of another number of axes to [B, H, S, D]."""
     if match.rank == 4:
         return match
+    if match.merged_heads is not None:
+        return _heads_apart(view, match, match.merged_heads)
     inputs = dict(match.inputs)
     mask = inputs.pop("attn_mask", None)
     result: Operand
@@ -234,6 +237,34 @@ def _four_axes(view: View, match: AttentionMatch) -> AttentionMatch:
         inputs["attn_mask"] = mask
     outputs = {value: substitute(x, result) for value, x in match.outputs.items()}
     return replace(match, inputs=inputs, outputs=outputs, rank=4, num_heads=heads, kv_num_heads=heads)
+
+
+def _heads_apart(view: View, match: AttentionMatch, heads: int) -> AttentionMatch:
+    """Bring [B*H, S, D] to [B, H, S, D], as which the mask is given: often only a Reshape had merged the two."""
+    inputs = dict(match.inputs)
+    for name in ("Q", "K", "V"):
+        x = inputs[name]
+        before = _input_of(x, "Reshape")
+        inputs[name] = before if before is not None and _are_apart(view, before, x, heads) else heads_apart(x, heads)
+    merged = Call("Reshape", (RESULT, join(Const(np.array([-1], np.int64)), shape_slice(RESULT, -2, None))))
+    outputs: dict[ir.Value, Operand] = {}
+    for value, x in match.outputs.items():
+        readers = value.uses()
+        after = next(iter(readers)).node.outputs[0] if x is RESULT and len(readers) == 1 else None
+        is_undone = after is not None and not value.is_graph_output() and _input_of(after, "Reshape") is value
+        if after is not None and is_undone and _are_apart(view, after, value, heads):
+            outputs[after] = RESULT
+        else:
+            outputs[value] = substitute(x, merged)
+    return replace(
+        match, inputs=inputs, outputs=outputs, rank=4, merged_heads=None, num_heads=heads, kv_num_heads=heads
+    )
+
+
+def _are_apart(view: View, apart: ir.Value, merged: Operand, heads: int) -> bool:
+    """Return whether ``apart`` is [B, H, S, D] where ``merged``, of the same elements, is [B*H, S, D]."""
+    four, three = view.dims.of(apart), view.dims.of(merged) if isinstance(merged, ir.Value) else None
+    return four is not None and three is not None and len(four) == 4 and four[1] == heads and four[2:] == three[1:]
 
 
 def _scores_shape(match: AttentionMatch) -> Operand:

@@ -31,6 +31,9 @@ def largest(view: View, x: Operand, depth: int = 0) -> float:
         return math.inf
     if call.op_type in _MOVES:
         return largest(view, call.inputs[0], depth + 1)
+    if call.op_type == "Div":
+        divisor = view.scalar(call.inputs[1]) if isinstance(call.inputs[1], ir.Value) else None
+        return largest(view, call.inputs[0], depth + 1) / abs(divisor) if divisor else math.inf
     if call.op_type not in ("Add", "Sub", "Mul", "Where", "Concat"):
         return math.inf
     bounds = [largest(view, i, depth + 1) for i in call.inputs[call.op_type == "Where" :]]

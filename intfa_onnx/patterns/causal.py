@@ -120,7 +120,8 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
     if biases:
         bias = reduce(lambda a, b: Call("Add", (a, b)), biases)
         minus_inf = Const(np.array(-np.inf).astype(match.dtype.numpy()))
-        small = bias if small is None else shared(Call("Where", (small, bias, minus_inf)))
+        masked = None if small is None else Call("Where", (small, bias, minus_inf))
+        small = bias if masked is None else shared(masked) if _is_before(bias, layer.whole) else masked
     inputs = {name: x for name, x in match.inputs.items() if name != "attn_mask"}
     absorbed, notes = match.absorbed, match.notes
     if small is not None:
@@ -172,6 +173,12 @@ def _layers(view: View, reader: Elements, mask: Operand) -> tuple[list[_Layer], 
     call = operation(mask)
     if call is not None and call.op_type == "Add":
         return _added(view, reader, call)
+    floor = reader.number(call.inputs[1]) if call is not None and call.op_type == "Max" else None
+    if call is not None and floor is not None and len(call.inputs) == 2:
+        layers, biases = _layers(view, reader, call.inputs[0])
+        if floor > _OUT or len(layers) > 1 or biases:
+            raise _Stays("it bounds a sum of masks, or a bias")
+        return [replace(layers[0], fill=max(layers[0].fill, floor), whole=mask)], []
     if call is not None and (call.op_type == "Not" or _dtype(view, mask) == ir.DataType.BOOL):
         return [_layer(reader, mask, mask, True, -np.inf)], []
     fill = reader.only_nonzero(mask)
@@ -277,6 +284,17 @@ def _sharing(view: View, whole: Operand) -> Callable[[Operand], Operand]:
     return lambda x: Shared(x, node) if isinstance(x, Call) and node is not None else x
 
 
+def _is_before(bias: Operand, mask: Operand) -> bool:
+    """Return whether a bias is there where the mask is made; one may be made anew for each attention."""
+    node = next((n for v in _values(mask) if (n := v.producer()) is not None), None)
+    graph = node.graph if node is not None else None
+    for value in _values(bias):
+        first = next((n for n in graph or () if n in (node, value.producer())), None)
+        if value.graph is not graph or (value.producer() is not None and (first is node or first is None)):
+            return False
+    return True
+
+
 def _values(x: Operand) -> list[ir.Value]:
     if isinstance(x, Call):
         return [v for i in x.inputs for v in _values(i)]
@@ -360,7 +378,7 @@ def _size(x: Operand, axis: int) -> Operand:
     """Return one size, as a tensor [1]."""
     if isinstance(x, Call) and x.op_type == "Transpose":
         return _size(x.inputs[0], x.attributes["perm"][axis])
-    if isinstance(x, Call) and x.op_type in ("Reshape", *_SAME_LENGTH):
+    if isinstance(x, Call) and (x.op_type in _SAME_LENGTH or (x.op_type == "Reshape" and axis == 1)):
         return _size(x.inputs[0], axis)
     return shape_slice(x, axis, axis + 1)
 

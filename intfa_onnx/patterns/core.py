@@ -131,7 +131,7 @@ def match_core(
     if meaning.mask is not None:
         inputs["attn_mask"] = meaning.mask
     outputs: dict[ir.Value, Operand] = {down.node.outputs[0]: transpose(result, pv.result_perm)}
-    outputs.update(_replace_metadata_readers(view, qk, values, in_order))
+    outputs.update(_replace_metadata_readers(view, qk, values, in_order=in_order, reshaped=reshaped))
     return AttentionMatch(
         anchor=anchor,
         place=down.node,
@@ -141,6 +141,7 @@ def match_core(
         outputs=outputs,
         dtype=dtype,
         rank=qk.rank,
+        merged_heads=meaning.merged_heads,
         around=True,
         head_dim=view.dim(qk.first, qk.first_perm[-1]) or view.dim(qk.second, qk.second_perm[-1]),
         head_dim_v=view.dim(pv.second, pv.second_perm[-1]),
@@ -219,7 +220,7 @@ def _value_operand(view: View, value: ir.Value, dtype: ir.DataType) -> tuple[Ope
 
 
 def _replace_metadata_readers(
-    view: View, qk: Product, values: list[ir.Value], in_order: bool
+    view: View, qk: Product, values: list[ir.Value], *, in_order: bool, reshaped: bool
 ) -> dict[ir.Value, Operand]:
     """Give nodes that read only the shape or type of the scores something else to read, so that the scores can go."""
     replaced: dict[ir.Value, Operand] = {}
@@ -231,13 +232,18 @@ def _replace_metadata_readers(
                 continue
             if not in_order:
                 raise NoMatch("the shape of transposed scores is read")
-            shape = _scores_shape(qk)
             if node.op_type == "Size":
-                shape = Call("ReduceProd", (shape,), {"keepdims": 0})
-            elif "start" in node.attributes or "end" in node.attributes:
-                start, end = int_attribute(node, "start", 0), int_attribute(node, "end", qk.rank)
-                shape = slice_of(shape, start, end)
-            replaced[node.outputs[0]] = shape
+                replaced[node.outputs[0]] = Call("ReduceProd", (_scores_shape(qk),), {"keepdims": 0})
+                continue
+            sizes, own = (view.dims.of(x) or (None,) * qk.rank for x in (value, values[0]))
+            read = range(len(sizes))[int_attribute(node, "start", 0) : int_attribute(node, "end", len(sizes))]
+            more = len(sizes) - len(own)
+            if reshaped and any(i < more or sizes[i] is None or sizes[i] != own[i - more] for i in read):
+                raise NoMatch("the shape of reshaped scores is read")
+            shape = _scores_shape(qk)
+            replaced[node.outputs[0]] = (
+                slice_of(shape, read.start - more, read.stop - more) if len(read) < qk.rank else shape
+            )
     return replaced
 
 

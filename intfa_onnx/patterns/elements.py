@@ -578,13 +578,12 @@ def _either(a: Conjunction | None, b: Conjunction | None) -> Conjunction | None:
         return TRUE
     if a is None or b is None:
         return None
-    if a == FALSE:
-        return b
-    if b == FALSE or a == b:
-        return a
-    if len(a) == len(b) == 1 and isinstance(a[0], AtLeastZero) and isinstance(b[0], AtLeastZero):
-        if (a[0].form - b[0].form).never_negative():
-            return a
-        if (b[0].form - a[0].form).never_negative():
-            return b
-    return None
+    return b if _implies(a, b) else a if _implies(b, a) else None
+
+
+def _implies(a: Conjunction, b: Conjunction) -> bool:
+    """Return whether each term of ``b`` is one of ``a`` or follows from one."""
+    bounds = [t.form for t in a if isinstance(t, AtLeastZero)]
+    return a == FALSE or all(
+        t in a or (isinstance(t, AtLeastZero) and any((t.form - f).never_negative() for f in bounds)) for t in b
+    )

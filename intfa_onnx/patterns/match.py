@@ -76,6 +76,7 @@ class AttentionMatch:
         head_dim, head_dim_v, num_heads, kv_num_heads: None where not known statically.
         dtype: element type of Q, K and V.
         rank: number of axes of Q, K, V and the scores; ``absorb`` brings it to 4, or to 3 with the heads packed.
+        merged_heads: of three axes, how many heads the first holds beside the batch, where the mask has four axes.
         absorbed: see ``AttentionReport.absorbed``.
         notes: what a user should know though the attention is replaced.
     """
@@ -88,6 +89,7 @@ class AttentionMatch:
     outputs: Mapping[ir.Value, Operand]
     dtype: ir.DataType
     rank: int = 4
+    merged_heads: int | None = None
     around: bool = False
     states: tuple[ir.Value | None, ir.Value | None] = (None, None)
     presents: tuple[Operand, Operand] = (RESULT, RESULT)

@@ -10,7 +10,18 @@ import onnx_ir as ir
 from intfa_onnx.patterns.binary import affine, is_binary, same_truth
 from intfa_onnx.patterns.bounds import is_product_of, largest
 from intfa_onnx.patterns.elements import Elements
-from intfa_onnx.patterns.match import Call, Const, NoMatch, Operand, float_dtype, node_name, required, transpose
+from intfa_onnx.patterns.match import (
+    Call,
+    Const,
+    NoMatch,
+    Operand,
+    float_dtype,
+    join,
+    node_name,
+    required,
+    shape_slice,
+    transpose,
+)
 from intfa_onnx.patterns.products import Product
 from intfa_onnx.patterns.view import View
 from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, row_maximum, transposed
@@ -34,6 +45,7 @@ class Scores:
     axes: tuple[int, ...] = ()  # which axis of [..., Sq, Skv] each axis is at this point
     reshaped: bool = False
     shape: Operand | None = None  # shape at this point where it is not the one of Q K^T any more, and a mask needs it
+    merged_heads: int | None = None  # heads that the first of three axes of Q K^T holds, where the mask has four axes
     may_exclude: bool = False  # some key may get -inf
     overwritten: float | None = None  # finite value that masked scores have at this point
     times: ir.Value | None = None  # of zeros and ones: the scores were multiplied by it, and the addition has to follow
@@ -95,7 +107,8 @@ def read_scores(
             raise NoMatch(f"'{node_name(node)}' changes masked scores whose probabilities are overwritten")
         if op not in ("QuantizeLinear", "DequantizeLinear", "Tanh"):
             for reshape in reshapes:
-                _read_reshape(view, meaning, reshape, core_shape)
+                if not _takes_heads_apart(view, meaning, reshape):
+                    _read_reshape(view, meaning, reshape, core_shape)
             reshapes.clear()
         if op in ("Mul", "Div") and other is not None:
             _read_factor(view, meaning, node, other)
@@ -151,8 +164,31 @@ def _in_order(view: View, meaning: Scores, x: ir.Value) -> Operand:
     return transpose(wide, tuple(meaning.axes.index(axis) for axis in range(wanted)))
 
 
+def _takes_heads_apart(view: View, meaning: Scores, node: ir.Node) -> bool:
+    """Read the Reshape of [B*H, Sq, Skv] to [B, H, Sq, Skv] for masks that heads share; False where it is another."""
+    before, after, mask = view.dims.of(node.inputs[0]), view.dims.of(node.outputs[0]), meaning.mask
+    if before is None or after is None or (len(before), len(after)) != (3, 4) or before[1:] != after[2:]:
+        return False
+    heads, sizes = after[1], view.dims.of(mask) if isinstance(mask, ir.Value) else None
+    of_scores = sizes is not None and len(sizes) == 3 and sizes[0] == before[0]
+    if not isinstance(heads, int) or meaning.shape is not None or not (mask is None or of_scores):
+        return False
+    meaning.merged_heads = heads
+    if mask is not None:
+        meaning.mask = heads_apart(mask, heads)
+    return True
+
+
+def heads_apart(x: Operand, heads: int) -> Operand:
+    """[B*H, ...] -> [B, H, ...], of three axes."""
+    return Call("Reshape", (x, join(Const(np.array([-1, heads], np.int64)), shape_slice(x, -2, None))))
+
+
 def _read_reshape(view: View, meaning: Scores, node: ir.Node, core_shape: Operand) -> None:
     """Follow the shape of the scores, so that a mask given for the new shape can be brought back to that of Q K^T."""
+    if meaning.merged_heads is not None:
+        blank = Call("Expand", (Const(np.array(False)), core_shape))
+        meaning.shape, meaning.merged_heads = Call("Shape", (heads_apart(blank, meaning.merged_heads),)), None
     before = core_shape if meaning.shape is None else meaning.shape
     others = tuple(required(i) for i in node.inputs[1:])
     attributes = {n: a.value for n, a in node.attributes.items()}
@@ -190,7 +226,7 @@ def _read_factor(view: View, meaning: Scores, node: ir.Node, other: ir.Value) ->
         raise NoMatch(f"'{node_name(node)}' scales the scores by a tensor that may differ from key to key")
     if meaning.mask is not None or meaning.tanh:
         raise NoMatch(f"'{node_name(node)}' scales the scores by a run-time tensor after the mask or softcap")
-    if meaning.shape is not None and (view.rank(other) or 0) > 2:
+    if (meaning.shape is not None or meaning.merged_heads is not None) and (view.rank(other) or 0) > 2:
         raise NoMatch(f"'{node_name(node)}' scales reshaped scores by a run-time tensor")
     meaning.row_scale.append((node.op_type, _in_order(view, meaning, other)))
 

@@ -232,6 +232,33 @@ def where_finfo_min(_: str) -> Case:
 
 
 @define("by hand", ONE)
+def merged_heads(_: str) -> Case:
+    """Batch and heads are one axis of both products, and apart for the mask, as in transformers before 4.48 (OPT)."""
+
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value, self.out_proj = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+
+        def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+            batch, seq, _ = x.shape
+            low = torch.finfo(x.dtype).min
+            q, k, v = (
+                f(x).view(batch, -1, HEADS, SIZE).transpose(1, 2).reshape(batch * HEADS, -1, SIZE)
+                for f in (self.query, self.key, self.value)
+            )
+            attended = torch.ones(seq, seq, dtype=torch.bool).tril() & keep[:, None, None, :]
+            scores = torch.bmm(q * SIZE**-0.5, k.transpose(1, 2)).view(batch, HEADS, seq, seq)
+            scores = torch.max(scores + torch.where(attended, 0.0, low), torch.tensor(low))
+            p = scores.view(batch * HEADS, seq, seq).softmax(-1)
+            y = torch.bmm(p, v).view(batch, HEADS, seq, SIZE).transpose(1, 2)
+            return self.out_proj(y.reshape(batch, seq, HIDDEN))
+
+    inputs = {**_TOKENS, "keep": Input("keep", ("batch", "seq"))}
+    return Case(prepare(Merged(), gain=2), inputs, _TEXT, 1)
+
+
+@define("by hand", ONE)
 def sinks(_: str) -> Case:
     """A learned logit per head takes part in the softmax and is dropped after it, as in gpt-oss."""
 

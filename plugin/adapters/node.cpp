@@ -1,5 +1,6 @@
 #include "adapters/node.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -157,8 +158,9 @@ const char* name(ElementType type) {
 AttentionProblem problem_of(const Attributes& a) {
   AttentionProblem p;
   p.causal = a.is_causal != 0;
-  p.window_left = a.window_left;
-  p.window_right = a.window_right;
+  constexpr int64_t kFar = int64_t{1} << 40;  // beyond any key; its sum with a position does not overflow
+  p.window_left = std::min(a.window_left, kFar);
+  p.window_right = std::min(a.window_right, kFar);
   p.smooth_k = a.smooth_k != 0;
   p.softmax_scale = a.scale;
   p.softcap = a.softcap;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +96,10 @@ def measure(gate: WgmmaGate, simulator: AttentionSimulator) -> dict[str, Any]:
     resources = pipe_model.resources(cubin, cuobjdump)[gate.kernel]
     blocks = pipe_model.blocks_per_sm(arch, resources["registers"], shared_bytes, threads)
     occupancy = {**resources, "shared_bytes": shared_bytes, "blocks_per_sm": blocks}
-    if gate.scored:
-        return occupancy
     instructions = pipe_model.disassemble(cubin, cuobjdump)[gate.kernel]
+    if gate.scored:  # its one loop is all that multiplies
+        mma = Counter(i.opcode for i in instructions if pipe_model.MMA.match(i.opcode))
+        return {**occupancy, "mma": dict(sorted(mma.items()))}
     occupancy["highest_register"] = highest_register(instructions)
     occupancy["setmaxnreg"] = {
         "give" if "DEALLOC" in i.opcode else "take": int(i.text.split()[-1], 16)
