@@ -228,7 +228,33 @@ def test_heads_that_stay_merged(kind):
 )
 def test_shape_of_reshaped_scores(shape, replaced):
     """It is that of Q K^T before the heads are apart and after they are merged again; in between the last two axes."""
-    model = build(FORMS["causal, padded"][0] + f"shape = Shape {shape}\n Z = Neg (shape)\n")
+    _check_shape(f"shape = Shape {shape}\n Z = Neg (shape)\n", replaced)
+
+
+@pytest.mark.parametrize(
+    ("picks", "replaced"),
+    [
+        ("b = Slice (shape, minus_two, minus)\n Z = Neg (b)\n", True),
+        ("b = Slice (shape, minus, end)\n Z = Neg (b)\n", True),
+        ("b = Gather (shape, minus)\n Z = Neg (b)\n", True),
+        ("b = Slice (shape, one, two)\n Z = Neg (b)\n", False),
+        ("b = Slice (shape, minus_two, end)\n Z = Neg (b)\n", False),
+        ("b = Slice (shape, end, minus_two, axis, minus)\n Z = Neg (b)\n", False),
+        ("b = Gather (shape, axis)\n Z = Neg (b)\n", False),
+        ("b = Slice (shape, minus, end)\n Z0 = Neg (b)\n Z = Neg (shape)\n", False),
+    ],
+)
+def test_sizes_picked_from_the_shape_of_reshaped_scores(picks, replaced):
+    """DeBERTa's by TorchScript: counted from the back they are those of Q K^T."""
+    constants = "".join(
+        f"{name} = Constant <value = int64[1] {{{value}}}> ()\n"
+        for name, value in (("minus_two", -2), ("end", 2**63 - 1), ("axis", 0))
+    )
+    _check_shape(f"{constants} shape = Shape (X)\n {picks}", replaced)
+
+
+def _check_shape(nodes: str, replaced: bool) -> None:
+    model = build(FORMS["causal, padded"][0] + nodes)
     model.graph.output.append(onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.INT64, [None]))
     if replaced:
         check(model)

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
+from intfa_onnx.patterns.dims import Token
 from intfa_onnx.patterns.match import (
     RESULT,
     AttentionMatch,
@@ -28,7 +29,7 @@ from intfa_onnx.patterns.match import (
     transpose,
 )
 from intfa_onnx.patterns.products import Product, is_quantized, joined, operands, pv_product, qk_product
-from intfa_onnx.patterns.rows import check_same_rows
+from intfa_onnx.patterns.rows import check_same_rows, follow
 from intfa_onnx.patterns.scores import Scores, read_scores
 from intfa_onnx.patterns.sinks import apply_sink, drops_sink, part_from_sink
 from intfa_onnx.patterns.view import View, int_attribute
@@ -224,6 +225,7 @@ def _replace_metadata_readers(
 ) -> dict[ir.Value, Operand]:
     """Give nodes that read only the shape or type of the scores something else to read, so that the scores can go."""
     replaced: dict[ir.Value, Operand] = {}
+    followed = follow(view, values)
     for value in values:
         for node, _ in view.metadata_readers(value):
             if node.op_type == "CastLike":
@@ -235,16 +237,39 @@ def _replace_metadata_readers(
             if node.op_type == "Size":
                 replaced[node.outputs[0]] = Call("ReduceProd", (_scores_shape(qk),), {"keepdims": 0})
                 continue
-            sizes, own = (view.dims.of(x) or (None,) * qk.rank for x in (value, values[0]))
+            sizes, own = (followed.of(x) or (None,) * qk.rank for x in (value, values[0]))
             read = range(len(sizes))[int_attribute(node, "start", 0) : int_attribute(node, "end", len(sizes))]
             more = len(sizes) - len(own)
-            if reshaped and any(i < more or sizes[i] is None or sizes[i] != own[i - more] for i in read):
+            if reshaped and _reads_the_same(view, node, sizes, own):
+                read, more = range(qk.rank), 0
+            elif reshaped and any(i < more or sizes[i] is None or sizes[i] != own[i - more] for i in read):
                 raise NoMatch("the shape of reshaped scores is read")
             shape = _scores_shape(qk)
             replaced[node.outputs[0]] = (
                 slice_of(shape, read.start - more, read.stop - more) if len(read) < qk.rank else shape
             )
     return replaced
+
+
+def _reads_the_same(view: View, shape: ir.Node, sizes: tuple[Token | None, ...], own: tuple[Token | None, ...]) -> bool:
+    """Return whether all that is picked of a whole Shape, which is ``sizes``, is provably the same of ``own``."""
+    output = shape.outputs[0]
+    if output.is_graph_output() or "start" in shape.attributes or "end" in shape.attributes:
+        return False
+    for reader, _ in output.uses():
+        bounds = [view.scalar(i) for i in reader.inputs[1:3]]
+        steps = [view.scalar(i) for i in reader.inputs[4:]]
+        if (
+            None in bounds
+            or steps not in ([], [1])
+            or (reader.op_type, len(bounds)) not in (("Gather", 1), ("Slice", 2))
+        ):
+            return False
+        first, *last = (int(b) for b in bounds if b is not None)
+        picked = [s[first : last[0] if last else first + 1 or None] for s in (sizes, own)]
+        if picked[0] != picked[1] or len(picked[0]) != 1 or None in picked[0]:
+            return False
+    return True
 
 
 def _scores_shape(qk: Product) -> Operand:

@@ -24,6 +24,16 @@ class _Followed(Dims):
             self._known[(value, axis)] = size
 
 
+def follow(view: View, values: list[ir.Value]) -> Dims:
+    """Return the sizes of scores and probabilities, each computed from the one before."""
+    sizes = _Followed(view)
+    for before, after in pairwise(values):
+        node = after.producer()
+        if (node is None or node.op_type not in SAME_ELEMENTS) and view.rank(after) == view.rank(before):
+            sizes.same(after, before)
+    return sizes
+
+
 def check_same_rows(view: View, scores: list[ir.Value], probs: list[ir.Value]) -> None:
     """Check that the softmax goes over the keys of Q K^T, and that P enters the product as [..., queries, keys].
 
@@ -35,12 +45,8 @@ def check_same_rows(view: View, scores: list[ir.Value], probs: list[ir.Value]) -
     Raises:
         NoMatch: a reshape on the way may mix queries and keys with other axes.
     """
-    sizes = _Followed(view)
     values = [*scores, *probs]
-    for before, after in pairwise(values):
-        node = after.producer()
-        if (node is None or node.op_type not in SAME_ELEMENTS) and view.rank(after) == view.rank(before):
-            sizes.same(after, before)
+    sizes = follow(view, values)
     start, middle, end = (sizes.of(x) for x in (values[0], scores[-1], values[-1]))
     if start is None or middle is None or middle[-1] != start[-1]:
         raise NoMatch("the scores are reshaped, and the softmax is not provably over the keys")
