@@ -99,7 +99,8 @@ def build(form: str, merged: str = MERGED, back: str = BACK) -> onnx.ModelProto:
     return onnx.parser.parse_model(
         f"""<ir_version: 9, opset_import: ["": 18]>
         g (float[B, S, 32] x, {given}, bool[B, S] keep, float[H, 1, S] A, float[1, 1, S] A1, float[2, 1, S, S] M2,
-           float[1, 1, U, 1] M3, float[1, S, 16] V1) => (float[B, S, 32] Y) {{ {merged} {form} {back} }}"""
+           float[1, 1, U, 1] M3, float[1, S, 16] V1, float[I, J, L] A2)
+          => (float[B, S, 32] Y) {{ {merged} {form} {back} }}"""
     )
 
 
@@ -115,6 +116,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
             values = {f"W{n}": rng.standard_normal((32, 32)).astype(np.float32) / 4 for n in "qkv"}
             values["x"] = rng.standard_normal((batch, size, 32)).astype(np.float32)
             values["A"] = rng.standard_normal((2 * batch, 1, size)).astype(np.float32)
+            values["A2"] = values["A"]
             values["A1"] = values["A"][:1]
             values["M2"] = rng.standard_normal((2, 1, size, size)).astype(np.float32)
             values["M3"] = values["M2"][:1].reshape(1, 1, -1, 1)
@@ -261,3 +263,11 @@ def _check_shape(nodes: str, replaced: bool) -> None:
     else:
         [attention] = intfa_onnx.rewrite(model).attentions
         assert attention.reason == "the shape of reshaped scores is read"
+
+
+def test_shape_of_scores_behind_a_bias_of_unknown_sizes():
+    """A bias is never larger than the scores."""
+    form = "s2 = Add (s, A2)\n shape = Shape (s2)\n Z = Neg (shape)\n" + FORMS["causal"][0].replace("(s,", "(s2,")
+    model = build(form)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("Z", onnx.TensorProto.INT64, [None]))
+    check(model)
