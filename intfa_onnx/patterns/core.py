@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.dims import Token
+from intfa_onnx.patterns.dims import Dims, Token
 from intfa_onnx.patterns.match import (
     RESULT,
     AttentionMatch,
@@ -225,7 +225,7 @@ def _replace_metadata_readers(
 ) -> dict[ir.Value, Operand]:
     """Give nodes that read only the shape or type of the scores something else to read, so that the scores can go."""
     replaced: dict[ir.Value, Operand] = {}
-    followed = follow(view, values)
+    followed: Dims | None = None  # dear, and seldom asked for
     for value in values:
         for node, _ in view.metadata_readers(value):
             if node.op_type == "CastLike":
@@ -237,6 +237,7 @@ def _replace_metadata_readers(
             if node.op_type == "Size":
                 replaced[node.outputs[0]] = Call("ReduceProd", (_scores_shape(qk),), {"keepdims": 0})
                 continue
+            followed = followed or follow(view, values)
             sizes, own = (followed.of(x) or (None,) * qk.rank for x in (value, values[0]))
             read = range(len(sizes))[int_attribute(node, "start", 0) : int_attribute(node, "end", len(sizes))]
             more = len(sizes) - len(own)
