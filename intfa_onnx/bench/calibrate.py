@@ -17,7 +17,7 @@ MEMORY_BYTES = 2**27  # beyond the last-level cache
 
 
 def calibrate_cpu(threads: int) -> Device:
-    """Measure the INT8 rate and the rate of reading memory that ``threads`` threads reach; half a second.
+    """Measure the INT8 rate and the rate of reading memory that ``threads`` threads reach; a second.
 
     The INT8 rate is the best of ONNX Runtime's ``MatMulInteger`` (u8 x s8, 512 x 512 x 512 for each thread). Its
     kernels use VNNI or its like, so it stands in for the peak, which clock times width would give if either were known
@@ -40,7 +40,8 @@ def _int8_ops(threads: int) -> float:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     session = open_session(model.SerializeToString(), threads=threads, register_library=False)
-    return 2 * rows * _SIZE**2 / _least_seconds(lambda: session.run(None, {"A": a}), repeats=60)
+    # many repeats: a new thread may share a core with another for a while
+    return 2 * rows * _SIZE**2 / _least_seconds(lambda: session.run(None, {"A": a}), repeats=600)
 
 
 def _bytes_per_second(threads: int) -> float:
