@@ -17,7 +17,7 @@ MEMORY_BYTES = 2**27  # beyond the last-level cache
 
 
 def calibrate_cpu(threads: int) -> Device:
-    """Measure the INT8 rate and the rate of reading memory that ``threads`` threads reach; a second.
+    """Measure the INT8 rate and the rate of reading memory that ``threads`` threads reach; under a second.
 
     The INT8 rate is the best of ONNX Runtime's ``MatMulInteger`` (u8 x s8, 512 x 512 x 512 for each thread). Its
     kernels use VNNI or its like, so it stands in for the peak, which clock times width would give if either were known
