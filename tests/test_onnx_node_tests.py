@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +19,13 @@ import onnx.reference
 import pytest
 from cases import DTYPES, AttentionCase
 from onnx import helper
+from onnx_attention_cases import OPERATOR_CASES
 from truth import HALF, TILE, truth_of
 
 import intfa_onnx
 from intfa_onnx import op_schema, reference_op
 from intfa_onnx.errors import UnsupportedError
 from intfa_onnx.session import open_session
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # collecting computes every operator's tests, some with overflows on purpose
-    from onnx.backend.test.case.node import collect_testcases
-
-    # The "expanded" ones are the same tests with Attention's function body in its place.
-    NODE_TESTS = {t.name: t for t in collect_testcases("Attention") if "expanded" not in t.name}
 
 # With onnx 1.23.2: 57 of 93. A newer onnx may bring more tests, never fewer supported ones.
 KNOWN_SUPPORTED = 57
@@ -58,7 +51,7 @@ class Lowered:
 
 
 def lower(name: str, precision: str = "int8") -> Lowered:
-    test = NODE_TESTS[name]
+    test = OPERATOR_CASES[name]
     result = intfa_onnx.rewrite(test.model, precision=precision)
     (row,) = result.attentions
     if row.decision != "replaced":
@@ -77,8 +70,8 @@ def reason_of_refusal(name: str) -> str:
     return ""
 
 
-REFUSED = {name: reason for name in NODE_TESTS if (reason := reason_of_refusal(name))}
-SUPPORTED = sorted(set(NODE_TESTS) - set(REFUSED))
+REFUSED = {name: reason for name in OPERATOR_CASES if (reason := reason_of_refusal(name))}
+SUPPORTED = sorted(set(OPERATOR_CASES) - set(REFUSED))
 each_supported = pytest.mark.parametrize("name", SUPPORTED)
 
 
@@ -150,7 +143,7 @@ def resolution(dtype: np.dtype) -> float:
 
 def test_count(record_property: Any, capsys: pytest.CaptureFixture[str]) -> None:
     reasons = Counter(reason.partition(" is unsupported")[0] for reason in REFUSED.values())
-    lines = [f"ONNX Attention node tests: {len(SUPPORTED)} of {len(NODE_TESTS)} supported"]
+    lines = [f"ONNX Attention node tests: {len(SUPPORTED)} of {len(OPERATOR_CASES)} supported"]
     lines += [f"  {count} not: {reason}" for reason, count in reasons.most_common()]
     record_property("node_tests", lines)
     with capsys.disabled():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 
 import numpy as np
@@ -10,15 +9,10 @@ import onnx
 import pytest
 from attention_graphs import run
 from onnx.reference import ReferenceEvaluator
+from onnx_attention_cases import CASES
 
 import intfa_onnx
 from intfa_onnx.reference_op import IntFlashAttention
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of the cases of other operators
-    from onnx.backend.test.case.node import collect_testcases
-
-    CASES = {c.name: c for c in collect_testcases(None) if c.name.startswith("test_attention_")}
 
 # Why a case stays as it is. The counts are of onnx 1.23; a newer onnx adds cases, not reasons.
 REASONS = {
