@@ -99,7 +99,11 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
     if len(padded) > 1 or (len(layers) > 1 and not all(2 * layer.fill < lowest for layer in layers)):
         raise _Stays("it is a sum of masks")
     layer, outputs = padded[0] if padded else layers[0], match.outputs
-    padding, fill, shared = layer.padding(), layer.fill, _sharing(view, layer.whole)
+    padding, fill, place = layer.padding(), layer.fill, _place_of(view, layer.whole)
+
+    def shared(x: Operand) -> Operand:
+        return Shared(x, place) if isinstance(x, Call) and place is not None else x
+
     small = _conjunction(padding, shared)
     # Two masks of the least float make -inf together: what their band excludes is out, whatever else happens.
     excludes = len(layers) > 1 or not np.isfinite(fill)
@@ -121,7 +125,9 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
         bias = reduce(lambda a, b: Call("Add", (a, b)), biases)
         minus_inf = Const(np.array(-np.inf).astype(match.dtype.numpy()))
         masked = None if small is None else Call("Where", (small, bias, minus_inf))
-        small = bias if masked is None else shared(masked) if _is_before(bias, layer.whole) else masked
+        # A bias may be made behind the mask, and anew for each attention.
+        share = place is not None and all(view.is_before(v, place) for v in _values(bias))
+        small = bias if masked is None else shared(masked) if share else masked
     inputs = {name: x for name, x in match.inputs.items() if name != "attn_mask"}
     absorbed, notes = match.absorbed, match.notes
     if small is not None:
@@ -277,22 +283,10 @@ def _band(attended: Conjunction, lengths: dict[Axis, set[Linear]], has_past: boo
 # ---- what is left ----
 
 
-def _sharing(view: View, whole: Operand) -> Callable[[Operand], Operand]:
-    """Return what makes an expression over parts of ``whole`` one that all users of the mask share."""
-    values = [v for v in _values(whole) if not view.is_constant(v)]
-    node = values[0].producer() if len(values) == 1 else None
-    return lambda x: Shared(x, node) if isinstance(x, Call) and node is not None else x
-
-
-def _is_before(bias: Operand, mask: Operand) -> bool:
-    """Return whether a bias is there where the mask is made; one may be made anew for each attention."""
-    node = next((n for v in _values(mask) if (n := v.producer()) is not None), None)
-    graph = node.graph if node is not None else None
-    for value in _values(bias):
-        first = next((n for n in graph or () if n in (node, value.producer())), None)
-        if value.graph is not graph or (value.producer() is not None and (first is node or first is None)):
-            return False
-    return True
+def _place_of(view: View, mask: Operand) -> ir.Node | None:
+    """Return the node that makes a mask: what reads parts of the mask can stand before it, for all users to share."""
+    values = [v for v in _values(mask) if not view.is_constant(v)]
+    return values[0].producer() if len(values) == 1 else None
 
 
 def _values(x: Operand) -> list[ir.Value]:

@@ -7,6 +7,7 @@ off the operators (a Transpose has as many axes as its permutation), and sizes a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Container, Iterator
 
 import numpy as np
@@ -32,6 +33,8 @@ class View:
             for function in model.functions.values()
             for node in function.all_nodes()
         }
+        containers: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        self._places = {node: place for c in containers for place, node in enumerate(c.all_nodes())}
         self._shapes: dict[ir.Value, tuple[Dim, ...]] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
         self._constants: dict[ir.Value, np.ndarray | None] = {}
@@ -100,6 +103,13 @@ class View:
     def opset(self, node: ir.Node) -> int:
         """Return the version of the standard operators in the node's graph or function."""
         return self._opset_of.get(node, self._opset)
+
+    def is_before(self, value: ir.Value, node: ir.Node) -> bool:
+        """Return whether a value of the node's own graph is there before the node; no is said of nodes made since."""
+        producer = value.producer()
+        if value.graph is not node.graph:
+            return False
+        return producer is None or self._places.get(producer, math.inf) < self._places.get(node, -1)
 
     def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """Return the dimensions, each an int, a symbolic name or None; None where even the rank is unknown."""
