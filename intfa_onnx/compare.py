@@ -87,6 +87,16 @@ def compare(
     """
     first = run(model_a, runner_a, feed)
     second = run(model_b, runner_b, feed)
+    check_same_outputs(first, second)
+    return measure(first, second, min_cosine=min_cosine, max_rel_l2=max_rel_l2)
+
+
+def check_same_outputs(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
+    """Check that two models have given outputs that can be compared.
+
+    Raises:
+        ModelError: their names or shapes differ.
+    """
     if first.keys() != second.keys():
         raise ModelError(f"the models differ in their outputs: {', '.join(first)} against {', '.join(second)}")
     for name in first:
@@ -94,7 +104,12 @@ def compare(
             raise ModelError(
                 f"output {name!r} has shape {first[name].shape} in one and {second[name].shape} in the other"
             )
-    return measure(first, second, min_cosine=min_cosine, max_rel_l2=max_rel_l2)
+
+
+def relative_l2(a: np.ndarray, b: np.ndarray) -> float:
+    """Return ``||b - a|| / ||a||`` in float64; infinities and NaNs at the same places count as equal."""
+    a, b = _without_equal_nonfinite(a, b)
+    return float(np.linalg.norm(b - a) / (np.linalg.norm(a) or 1.0))
 
 
 def measure(
@@ -119,12 +134,10 @@ def measure(
     )
     from polygraphy.logger import G_LOGGER
 
-    first, second = ({n: np.array(x, np.float64) for n, x in arrays.items()} for arrays in (first, second))
-    for name in first:
-        _drop_equal_nonfinite(first[name], second[name])
+    pairs = {name: _without_equal_nonfinite(first[name], second[name]) for name in first}
     results = RunResults()
-    results.add([first], runner_name="a")
-    results.add([second], runner_name="b")
+    results.add([{name: a for name, (a, _) in pairs.items()}], runner_name="a")
+    results.add([{name: b for name, (_, b) in pairs.items()}], runner_name="b")
     functions = [
         SimpleCompareFunc(check_error_stat="max", atol=math.inf, rtol=math.inf),  # reports; the thresholds are ours
         CosineSimilarityCompareFunc(min_cosine),
@@ -134,7 +147,7 @@ def measure(
         simple, cosine, psnr = (
             dict(r["a", "b"][0]) for r in Comparator.compare_accuracy(results, compare_func=functions)
         )
-        rel_l2 = {n: float(np.linalg.norm(second[n] - a) / (np.linalg.norm(a) or 1.0)) for n, a in first.items()}
+        rel_l2 = {name: relative_l2(a, b) for name, (a, b) in pairs.items()}
     outputs = tuple(
         OutputMetrics(
             name=name,
@@ -145,7 +158,7 @@ def measure(
             max_abs=float(simple[name].max_absdiff),
             passed=bool(cosine[name]) and (max_rel_l2 is None or rel_l2[name] <= max_rel_l2),
         )
-        for name, a in first.items()
+        for name, (a, _) in pairs.items()
     )
     return Comparison(outputs, min_cosine, max_rel_l2)
 
@@ -206,6 +219,9 @@ def _require_polygraphy() -> None:
         ) from error
 
 
-def _drop_equal_nonfinite(a: np.ndarray, b: np.ndarray) -> None:
+def _without_equal_nonfinite(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both in float64, with 0 where both have the same infinity or both a NaN."""
+    a, b = np.array(a, np.float64), np.array(b, np.float64)
     equal = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
     a[equal] = b[equal] = 0.0
+    return a, b

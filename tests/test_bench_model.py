@@ -55,6 +55,12 @@ def test_a_wrong_model_gets_no_time(tmp_path) -> None:
         bench_models(a, scaled(tmp_path / "d.onnx", float("nan")), FEED, rounds=3, runs=1)
 
 
+def test_equal_infinities_are_no_error(tmp_path) -> None:
+    a, b = scaled(tmp_path / "a.onnx", 1.0), scaled(tmp_path / "b.onnx", 1.01)
+    feed = {"x": np.array([[np.inf, 1.0, -np.inf]], np.float32)}
+    assert bench_models(a, b, feed, rounds=3, runs=1).error == pytest.approx(0.01, rel=1e-3)
+
+
 def test_a_model_that_does_not_run_is_an_error(tmp_path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
@@ -110,12 +116,16 @@ def test_without_tensorrt(monkeypatch) -> None:
 
 
 def test_command(tmp_path, capsys) -> None:
-    a, b = scaled(tmp_path / "a.onnx", 1.0), scaled(tmp_path / "b.onnx", 1.01)
+    # A name that rich would take for markup, were it asked to.
+    a, b = scaled(tmp_path / "[red]a.onnx", 1.0), scaled(tmp_path / "b.onnx", 1.01)
     assert cli.main(["bench", "model", str(a), str(b), "--rounds", "3", "--shapes", "x:4x3", "--json"]) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert document["inputs"] == {"x": [4, 3]}
     assert document["header"]["data"] == "random inputs"
-    assert [row["model"] for row in document["rows"]] == ["a.onnx", "b.onnx"]
-    for text in ("p50 ms", "p95 ms", "p99 ms", "runs/s", "peak MB", "off by 1.00 %", "Versions: intfa-onnx"):
+    assert [row["model"] for row in document["rows"]] == ["[red]a.onnx", "b.onnx"]
+    said = " ".join(captured.err.split())  # lines are broken where the terminal ends
+    assert f"Speedup of b.onnx over [red]a.onnx: {document['faster_by']}; its outputs are off by 1.00 %" in said
+    assert said.count("[red]a") == 2  # in the table too
+    for text in ("p50 ms", "p95 ms", "p99 ms", "runs/s", "peak MB", "Versions: intfa-onnx"):
         assert text in captured.err

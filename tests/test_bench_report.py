@@ -63,7 +63,7 @@ def test_page_holds_recorded_figures(tmp_path) -> None:
         "| B1 H8 S256 D64 | intfa int8 | 4.567 | 2 % | 0.256 | - | 1.23 |  |",
         "| other | - | - | - | - | - | absent |",
         "- B1 H8 S256 D64: 5.000 GB into and out of the SMs, 7.2 times the lower bound",
-        "Inputs: ids 8x128. The second model is faster by noise",
+        "Inputs: ids 8x128. Speedup of b.onnx over a.onnx: noise; its outputs are off by 1.25 % of their norm.",
         "| a.onnx | 1.00 | 2.00 | 3.00 | 900.0 | 128 | 2 | 0.50 |",
         "| 500 | 15000 | 12.0 | 4.50 | 0.25 | 0.400 | 256 | 1 |",
         "| library load | 0.35 | 15 % |",
@@ -113,7 +113,7 @@ def test_a_problem_in_a_line() -> None:
     (result, _) = op_document()["results"]
     result["rows"][1] |= {"seconds": 0.01, "intfa_is_faster_by": "2.19x"}
     ours = "B1 H8 S256 D64: 4.567 ms, 0.3 TOPS"
-    assert report.op_sentence(result) == f"{ours}; faster than by: 2.19x other"
+    assert report.op_sentence(result) == f"{ours}; speedup: 2.19x over other"
     result["rows"][0] |= {"skipped": "no GPU"}
     assert report.op_sentence(result) == "B1 H8 S256 D64: intfa int8 skipped, no GPU"
 

@@ -82,7 +82,7 @@ def bench_op(
         tokens,
     )
     document: dict[str, Any] = {"kind": "op", "header": header, "results": []}
-    console = Console(stderr=as_json)
+    console = _console(as_json)
     console.print("\n".join(environment.sentences(header)), highlight=False)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=len(sizes))
@@ -138,13 +138,12 @@ def bench_model(
         "rows": [asdict(result.first), asdict(result.second)],
     }
     document |= {"error": result.error, "faster_by": str(result.faster)}
-    console = Console(stderr=as_json)
+    console = _console(as_json)
     console.print("\n".join(environment.sentences(header)), highlight=False)
     table = Table(*report.MODEL_COLUMNS)
     for row in document["rows"]:
         table.add_row(*report.model_cells(row))
-    verdict = f"{model_b.name} is faster by {result.faster}; its outputs are off by {100 * result.error:.2f} %"
-    console.print(table, verdict)
+    console.print(table, report.model_sentence(document))
     if as_json:
         print(json.dumps(document, indent=1))
 
@@ -178,7 +177,7 @@ def bench_scale(
         peers, machine = _peers(device, 1, header["gpu"])
         document["operator"] = measure_operator(peers, machine)
     document |= measure_scale(layers or [62, 125, 250, 500], hidden, [p for p in parts if p != "operator"])
-    console = Console(stderr=as_json)
+    console = _console(as_json)
     console.print("\n".join(environment.sentences(header)), highlight=False)
     for columns, rows in report.scale_tables(document):
         table = Table(*columns)
@@ -220,6 +219,11 @@ def bench_report(
       intfa-onnx bench report benchmarks/results -o docs/performance.md
     """
     report.write(results, output)
+
+
+def _console(as_json: bool) -> Console:
+    """Return where tables go; names of models and peers may hold what rich would read as markup."""
+    return Console(stderr=as_json, markup=False, emoji=False)
 
 
 def _peers(device: str, threads: int, gpu: dict[str, str] | None) -> tuple[dict[str, Peer], Machine]:

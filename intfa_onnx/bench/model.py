@@ -15,6 +15,7 @@ import numpy as np
 
 from intfa_onnx.bench.engines import ENGINES
 from intfa_onnx.bench.timing import Ratio, Timing, ratio
+from intfa_onnx.compare import check_same_outputs, relative_l2
 from intfa_onnx.errors import IntfaError, ModelError, UnsupportedError
 
 
@@ -152,19 +153,12 @@ class _Worker:
 
 def _error(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], max_error: float) -> float:
     """Return the worst relative L2 error of an output; raise if it is above the limit or the outputs do not match."""
-    if first.keys() != second.keys():
-        raise ModelError(f"the models differ in their outputs: {', '.join(first)} against {', '.join(second)}")
-    errors = {}
-    for name, a in first.items():
-        b = second[name]
-        if a.shape != b.shape:
-            raise ModelError(f"output {name!r} has shape {a.shape} in one and {b.shape} in the other")
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        norm = float(np.linalg.norm(a))
-        errors[name] = float(np.linalg.norm(b - a)) / (norm or 1.0)
-        if not errors[name] <= max_error:
+    check_same_outputs(first, second)
+    errors = {name: relative_l2(a, second[name]) for name, a in first.items()}
+    for name, error in errors.items():
+        if not error <= max_error:
             raise ModelError(
-                f"output {name!r} of the candidate is off by {errors[name]:.3g} of its norm (limit {max_error:g}); "
+                f"output {name!r} of the candidate is off by {error:.3g} of its norm (limit {max_error:g}); "
                 "'intfa-onnx compare' shows how each output differs"
             )
     return max(errors.values(), default=0.0)
