@@ -7,7 +7,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from attention_graphs import attributes, check_raise, fused, run
+from attention_graphs import attributes, check_raise, check_same, fused, run
 
 import intfa_onnx
 
@@ -163,8 +163,7 @@ def test_layout_of_a_result_that_is_cast_and_scaled():
     result = intfa_onnx.rewrite(model, portable=True)
     assert "bshd" in result.attentions[0].absorbed
     values = {name: x.astype(np.float16) for name, x in feed(model, {"B": 2, "S": 5, "T": 7}).items()}
-    # The original rounds Q K^T and the body Y to float16: 2^-11 relative.
-    np.testing.assert_allclose(run(result.to_proto(), values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
+    check_same(run(result.to_proto(), values)[0], run(model, values)[0], half=True)
 
 
 def test_layout_read_in_four_axes():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from attention_graphs import KT, MASK, VARIANTS, feed, fused, parse, run
+from attention_graphs import KT, MASK, VARIANTS, check_same, feed, fused, parse, run
 from onnx.reference import ReferenceEvaluator
 from test_rewrite_scopes import attention_model
 
@@ -34,7 +34,7 @@ def test_two_configurations_are_overloads():
     assert rewritten.ir_version == 10
     onnx.checker.check_model(rewritten, full_check=True)
     values = feed(model)
-    np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-6)
+    check_same(run(rewritten, values)[0], run(model, values)[0])
 
 
 def test_what_knows_no_overloads_refuses_the_model():
@@ -53,7 +53,7 @@ def test_rewriting_in_two_steps_keeps_the_first_function():
     assert [f.overload for f in rewritten.functions] == ["", "1", "guard"]
     assert rewritten.ir_version == 10
     values = feed(model)
-    np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-6)
+    check_same(run(rewritten, values)[0], run(model, values)[0])
 
 
 def test_without_portable_there_is_no_function():
@@ -75,7 +75,7 @@ def test_body_runs_in_the_reference_evaluator():
     rewritten = intfa_onnx.rewrite(model, portable=True).to_proto()
     values = feed(model)
     got = ReferenceEvaluator(rewritten).run(None, values)[0]
-    np.testing.assert_allclose(got, run(model, values)[0], rtol=2e-5, atol=2e-6)
+    check_same(got, run(model, values)[0])
 
 
 def test_rewriting_a_portable_model_again_changes_nothing():
@@ -99,4 +99,4 @@ def test_opset_25_window():
     i, j = np.arange(6)[:, None], np.arange(6)[None]
     scores = np.where((j >= i - 2) & (j <= i + 1), values["Q"] @ values["K"].transpose(0, 1, 3, 2) / 4, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
-    np.testing.assert_allclose(got, (p / p.sum(-1, keepdims=True)) @ values["V"], rtol=2e-5, atol=2e-6)
+    check_same(got, (p / p.sum(-1, keepdims=True)) @ values["V"])

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from attention_graphs import attributes, fused, session
+from attention_graphs import attributes, check_same, fused, session
 
 import intfa_onnx
 
@@ -125,8 +125,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
     before, after = session(model), session(rewritten)
     for values in feeds(model):
         for got, want in zip(after.run(None, values), before.run(None, values), strict=True):
-            # float32 in another order; scores reach some 20 nats, of which 1 ulp is 2e-6.
-            np.testing.assert_allclose(got, want, rtol=2e-5, atol=4e-6)
+            check_same(got, want)
     return rewritten
 
 

@@ -16,6 +16,7 @@ from attention_graphs import (
     S,
     attributes,
     check_raise,
+    check_same,
     feed,
     fused,
     parse,
@@ -193,7 +194,7 @@ def test_types_behind_operators_that_onnx_does_not_know():
     result = intfa_onnx.rewrite(model, portable=True).to_proto()
     rng = np.random.default_rng(0)
     values = {n: rng.standard_normal(s).astype(np.float32) for n, s in (("x", (2, 5, 32)), ("g", 32), ("W", (32, 96)))}
-    np.testing.assert_allclose(run(result, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-5)
+    check_same(run(result, values)[0], run(model, values)[0])
 
 
 @pytest.mark.parametrize(
@@ -256,8 +257,7 @@ def test_scores_in_float32_in_a_half_model():
     result = intfa_onnx.rewrite(model, portable=True)
     assert [a.decision for a in result.attentions] == ["replaced"]
     values = feed(model)
-    # The original rounds P to float16 (2^-11 relative), the body does not.
-    np.testing.assert_allclose(run(result.to_proto(), values)[0], run(model, values)[0], rtol=4e-3, atol=4e-3)
+    check_same(run(result.to_proto(), values)[0], run(model, values)[0], half=True)
 
 
 def dynamic(x: str) -> str:
@@ -294,7 +294,7 @@ def test_dynamically_quantized_products(kind):
     before = parse(KT + scaled + TAIL)
     values = feed(before)
     exact, quantized, raised = (run(m, values)[0] for m in (before, model, result.to_proto()))
-    np.testing.assert_allclose(raised, exact, rtol=2e-5, atol=2e-6)
+    check_same(raised, exact)
     assert np.abs(quantized - exact).max() > 1e-3
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from attention_graphs import attributes, fused, run
+from attention_graphs import attributes, check_same, fused, run
 
 import intfa_onnx
 
@@ -123,8 +123,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
             values["V1"] = values["x"][:1, :, :16]
             values["keep"] = np.stack([keep, np.zeros(size, bool), np.ones(size, bool)])[:batch]
             for got, want in zip(run(rewritten, values), run(model, values), strict=True):
-                # float32 in another order; scores reach some 10 nats, of which 1 ulp is 1e-6.
-                np.testing.assert_allclose(got, want, rtol=2e-5, atol=4e-6)
+                check_same(got, want)
     return rewritten
 
 
@@ -215,7 +214,7 @@ def test_queries_behind_a_past():
     rewritten = intfa_onnx.rewrite(model, portable=True).to_proto()
     [node] = fused(rewritten)
     assert attributes(node)["is_causal"] == 1
-    np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=4e-6)
+    check_same(run(rewritten, values)[0], run(model, values)[0])
 
 
 @pytest.mark.parametrize("kind", LEFT_MERGED)

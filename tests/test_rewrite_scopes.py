@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from attention_graphs import attributes, check_raise, feed, fused, run
+from attention_graphs import attributes, check_raise, check_same, feed, fused, run
 from onnx import TensorProto, helper
 
 import intfa_onnx
@@ -98,7 +98,7 @@ def test_if_branch():
     onnx.checker.check_model(rewritten, full_check=True)
     for condition in (True, False):
         values = {**feed(model), "C": np.array(condition)}
-        np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-6)
+        check_same(run(rewritten, values)[0], run(model, values)[0])
     branch = next(a.g for a in rewritten.graph.node[0].attribute if a.name == "then_branch")
     assert branch.output == model.graph.node[0].attribute[0].g.output
     assert [n.op_type for n in branch.node] == ["IntFlashAttention"]
@@ -125,7 +125,7 @@ def test_function_body():
     # ONNX Runtime does not infer the type of a call through our operator in the body, so it has to be declared.
     assert "Y1" in [v.name for v in rewritten.graph.value_info]
     values = feed(model)
-    np.testing.assert_allclose(run(rewritten, values)[0], run(model, values)[0], rtol=2e-5, atol=2e-6)
+    check_same(run(rewritten, values)[0], run(model, values)[0])
 
 
 def test_function_called_with_two_head_sizes_is_rejected():
@@ -202,11 +202,11 @@ def test_standard_attention_with_padding():
     got = run(rewritten, values)[0]
     short = {n: v[1:, :, :6] if n in ("K", "V") else v[1:] for n, v in values.items()}
     short["nonpad_kv_seqlen"] = np.array([6])
-    np.testing.assert_allclose(got[1:], run(rewritten, short)[0], rtol=2e-5, atol=2e-6)
+    check_same(got[1:], run(rewritten, short)[0])
     # Row i of the 5 queries attends the first i + 2 of the 6 keys; here the last row, in numpy.
     q, k, v = values["Q"][1, 3, 4], values["K"][1, 1, :6], values["V"][1, 1, :6]
     p = np.exp(k @ q / 4)
-    np.testing.assert_allclose(got[1, 3, 4], p @ v / p.sum(), rtol=2e-5)
+    check_same(got[1, 3, 4], p @ v / p.sum())
 
 
 def test_standard_attention_whose_scores_are_used_is_rejected():
