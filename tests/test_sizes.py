@@ -50,10 +50,11 @@ def test_one_normal_form() -> None:
 
 
 def model_of_sizes() -> onnx.ModelProto:
-    """Heads merged into the batch as older transformers do it, Expand and Range as TorchScript writes them."""
+    """Heads merged into the batch as older transformers do it, quantized; Expand and Range as TorchScript has them."""
     vectors = {"minus": [-1], "four": [4], "sixteen": [16], "flat": [0]}
     initializers = [helper.make_tensor(n, TensorProto.INT64, [1], v) for n, v in vectors.items()]
     initializers += [helper.make_tensor(n, TensorProto.INT64, [], [v]) for n, v in (("zero", 0), ("one", 1))]
+    initializers += [helper.make_tensor("step", TensorProto.FLOAT, [], [1])]
     one = helper.make_tensor("value", TensorProto.INT64, [1], [1])
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
@@ -66,7 +67,9 @@ def model_of_sizes() -> onnx.ModelProto:
         helper.make_node("Reshape", ["x", "to_heads"], ["heads"]),
         helper.make_node("Transpose", ["heads"], ["bhsd"], perm=[0, 2, 1, 3]),
         helper.make_node("Concat", ["rows", "minus", "sixteen"], ["to_rows"], axis=0),
-        helper.make_node("Reshape", ["bhsd", "to_rows"], ["merged"]),
+        helper.make_node("Reshape", ["bhsd", "to_rows"], ["rounded"]),
+        helper.make_node("QuantizeLinear", ["rounded", "step"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "step"], ["merged"]),
         helper.make_node("Concat", ["past", "merged"], ["longer"], axis=1),
         helper.make_node("Transpose", ["longer"], ["turned"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["merged", "turned"], ["scores"]),

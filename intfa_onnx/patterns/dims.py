@@ -24,6 +24,8 @@ _SAME_SHAPE = (
     "Identity",
     "Cast",
     "CastLike",
+    "QuantizeLinear",
+    "DequantizeLinear",
     "Softmax",
     "Neg",
     "Sqrt",
