@@ -37,24 +37,25 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(_unreadable(path)) from error
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(_unreadable(path))
-    model = from_proto(proto, f"'{path}'")
-    for tensor in external_tensors(model):
-        tensor.base_dir = path.parent
-    _check_external_data(model, path)
-    return model
+    return from_proto(proto, f"'{path}'", path.parent)
 
 
-def from_proto(proto: onnx.ModelProto, source: str = "the model") -> ir.Model:
-    """Convert a protobuf message; ``source`` names it in messages.
+def from_proto(proto: onnx.ModelProto, source: str = "the model", folder: Path = Path()) -> ir.Model:
+    """Convert a protobuf message; ``source`` names it in messages, ``folder`` is where its external data lies.
 
     Raises:
-        ModelError: its opset is unknown to the installed onnx, or its content is malformed.
+        ModelError: its opset is unknown to the installed onnx, its content is malformed, or an external data file is
+            missing or too short.
     """
     _check_opsets(proto, source)
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises many kinds on malformed content
         raise ModelError(f"{source} is not a valid ONNX model: {error}") from error
+    for tensor in external_tensors(model):
+        tensor.base_dir = folder.absolute()  # the caller may go to another folder before the model is saved
+    _check_external_data(model, source)
+    return model
 
 
 def _unreadable(path: Path) -> str:
@@ -93,21 +94,21 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                     yield attribute.value
 
 
-def _check_external_data(model: ir.Model, path: Path) -> None:
+def _check_external_data(model: ir.Model, source: str) -> None:
     sizes: dict[Path, int] = {}
     for tensor in external_tensors(model):
         file = Path(tensor.path)
         if file not in sizes:
             if not file.is_file():
                 raise ModelError(
-                    f"'{path}' keeps tensor '{tensor.name}' in '{tensor.location}', which is missing next to it. "
-                    "Copy the external data file into the model's folder"
+                    f"{source} keeps tensor '{tensor.name}' in '{tensor.location}', which is missing in "
+                    f"'{tensor.base_dir}'. Copy the external data file there, or give the model by its path"
                 )
             sizes[file] = file.stat().st_size
         end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
         if end > sizes[file]:
             raise ModelError(
-                f"'{path}': external data file '{tensor.location}' has {sizes[file]} bytes, but tensor '{tensor.name}' "
+                f"{source}: external data file '{tensor.location}' has {sizes[file]} bytes, but tensor '{tensor.name}' "
                 f"ends at byte {end}: the file is cut off. Copy it again"
             )
 
@@ -152,7 +153,7 @@ def check_target(path: Path, force: bool) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"cannot write '{path}': {error.strerror or error}. Choose a writable folder")
+    return ModelError(f"cannot write '{path}': {error.strerror or error}. Choose a writable folder with room for it")
 
 
 def _serialize(model: ir.Model, path: Path) -> bytes:

@@ -94,7 +94,7 @@ def test_unknown_opset(model_path):
 
 def test_missing_external_data(tmp_path):
     path = external_model(tmp_path)
-    with pytest.raises(ModelError, match=r"keeps tensor 'weight' in 'weights\.bin', which is missing"):
+    with pytest.raises(ModelError, match=r"keeps tensor 'weight' in 'weights\.bin', which is missing in '.*'"):
         intfa_onnx.rewrite(path)
 
 
@@ -331,6 +331,30 @@ def test_model_in_memory():
     from_proto = intfa_onnx.rewrite(model)
     again = intfa_onnx.rewrite(from_proto.model)
     assert again.attentions[0].decision == "kept"
+
+
+def test_external_data_of_a_model_in_memory(tmp_path, monkeypatch):
+    """Its data is looked for in the current folder, at once: saving said that the output could not be written."""
+    source, target = folders(tmp_path)
+    proto = onnx.load(external_model(source), load_external_data=False)
+    array = weights(source)
+    monkeypatch.chdir(target)
+    with pytest.raises(ModelError, match=r"'weights\.bin', which is missing in .*target.* give the model by its path"):
+        intfa_onnx.rewrite(proto)
+    monkeypatch.chdir(source)
+    intfa_onnx.rewrite(proto).save(target / "out.onnx")
+    assert (target / "weights.bin").read_bytes() == array.tobytes()
+
+
+def test_the_current_folder_may_change_before_the_model_is_saved(tmp_path, monkeypatch):
+    source, target = folders(tmp_path)
+    external_model(source)
+    array = weights(source)
+    monkeypatch.chdir(tmp_path)
+    result = intfa_onnx.rewrite("source/model.onnx")
+    monkeypatch.chdir(target)
+    result.save("out.onnx")
+    assert (target / "weights.bin").read_bytes() == array.tobytes()
 
 
 def test_two_models_may_share_a_target_folder(tmp_path):
