@@ -50,8 +50,7 @@ def attention_errors(
     """
     loaded = model_io.load(model)
     nodes = [node for node in loaded.graph if node.op_type == op_schema.OP_TYPE]
-    num_all = sum(node.op_type == op_schema.OP_TYPE for node in loaded.graph.all_nodes())
-    num_all += sum(node.op_type == op_schema.OP_TYPE for f in loaded.functions.values() for node in f.all_nodes())
+    num_all = sum(node.op_type == op_schema.OP_TYPE for node in model_io.all_nodes(loaded))
     if not nodes:
         raise ModelError(
             f"'{os.fspath(model)}' has no {op_schema.OP_TYPE} in its main graph ({num_all} elsewhere), so there is "

@@ -79,7 +79,7 @@ def plan_engine(
         embed_plugin: put the plugin library into the engine.
         force: overwrite ``engine``.
     Raises:
-        ModelError: the model cannot be read, ``engine`` exists, or a folder to write to does not.
+        ModelError: the model cannot be read, ``engine`` exists or is the model, or a folder is missing.
         UnsupportedError: nothing to use the plugin for, shapes that do not fit, or the library is not built.
     """
     model, engine = Path(model), Path(engine)
@@ -89,11 +89,14 @@ def plan_engine(
     cache = Path(timing_cache) if timing_cache else None
     if cache:
         model_io.check_target(cache, force=True)
+    files = [path.resolve() for path in (model, engine, cache) if path]
+    if len(set(files)) < len(files):
+        raise ModelError("two of model, engine and timing cache would overwrite each other. Give other names")
     return EngineRequest(model, engine, native.get_library_path("trt"), _ranges(loaded, shapes), cache, embed_plugin)
 
 
 def _check_nodes(loaded: ir.Model, model: Path) -> None:
-    ours = [n for n in loaded.graph.all_nodes() if n.op_type == op_schema.OP_TYPE]
+    ours = [n for n in model_io.all_nodes(loaded) if n.op_type == op_schema.OP_TYPE]
     if not ours:
         raise UnsupportedError(
             f"'{model}' has no {op_schema.OP_TYPE}. Rewrite it first: intfa-onnx rewrite {model} -o OUT --target trt"
@@ -125,6 +128,8 @@ def _ranges(loaded: ir.Model, shapes: Sequence[str]) -> dict[str, Range]:
         least, usual, greatest = parts if len(parts) == 3 else parts * 3
         if not all(a <= b <= c for a, b, c in zip(least, usual, greatest, strict=True)):
             raise UnsupportedError(f"--shapes {text!r} is not in the order MIN,OPT,MAX")
+        if name in ranges:
+            raise UnsupportedError(f"--shapes gives {name!r} twice; for a range write {name}:MIN,OPT,MAX")
         ranges[name] = least, usual, greatest
     inputs = {str(value.name): value for value in loaded.graph.inputs}
     for name, sizes_of in ranges.items():

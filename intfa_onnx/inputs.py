@@ -69,6 +69,8 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for text in texts:
         name, _, dims = text.rpartition(":")
+        if name in shapes:
+            raise UnsupportedError(f"--shapes gives {name!r} twice; leave one out")
         try:
             shapes[name] = tuple(int(d) for d in dims.split("x"))
         except ValueError:

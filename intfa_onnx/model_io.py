@@ -86,12 +86,17 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
-    containers: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for container in containers:
-        for node in container.all_nodes():
-            for attribute in node.attributes.values():
-                if isinstance(attribute.value, ir.ExternalTensor):
-                    yield attribute.value
+    for node in all_nodes(model):
+        for attribute in node.attributes.values():
+            if isinstance(attribute.value, ir.ExternalTensor):
+                yield attribute.value
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield every node: of the graph, of the functions, and of the bodies in both."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def _check_external_data(model: ir.Model, source: str) -> None:

@@ -84,7 +84,7 @@ def write(
     if max_batch_size < 0:
         raise UnsupportedError(f"--max-batch-size {max_batch_size} is negative (0 turns dynamic batching off)")
     loaded = model_io.load(model)
-    if not any(node.domain == DOMAIN and node.op_type == OP_TYPE for node in loaded.graph.all_nodes()):
+    if not any(node.domain == DOMAIN and node.op_type == OP_TYPE for node in model_io.all_nodes(loaded)):
         raise ModelError(f"'{model}' has no {DOMAIN}::{OP_TYPE} node. Rewrite it first: intfa-onnx rewrite")
     why_no_batching = _why_no_batching(loaded.graph) if max_batch_size else "--max-batch-size is 0"
     max_batch_size = 0 if why_no_batching else max_batch_size

@@ -26,6 +26,18 @@ def attention_model(head_dim: int = 16, opset: int = 18, scale: float = 0.25) ->
     return model
 
 
+def function_model() -> onnx.ModelProto:
+    """Return the same attention in a function of the model, and in its graph nothing but the call."""
+    model = attention_model()
+    graph = model.graph
+    given, results = [v.name for v in (*graph.input, *graph.initializer)], [v.name for v in graph.output]
+    model.functions.append(helper.make_function("local", "Block", given, results, graph.node, model.opset_import))
+    del graph.node[:]
+    graph.node.append(helper.make_node("Block", given, results, domain="local"))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    return model
+
+
 def plain_model() -> onnx.ModelProto:
     """Return relu(X): there is no attention in it."""
     return onnx.parser.parse_model(

@@ -184,6 +184,7 @@ def test_a_path_that_the_output_cannot_spell(tmp_path: Path) -> None:
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x4x17"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x-4x16"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "Q:0x2x4x16"),
+        ("compare", "model.onnx", "model.onnx", "--shapes", "Q:2x2x4x16", "--shapes", "Q:2x2x5x16"),
         ("compare", "model.onnx", "model.onnx", "--seed", "-1"),
         ("compare", "model.onnx", "model.onnx", "--min-cosine", "2"),
         ("compare", "model.onnx", "model.onnx", "--shapes", "absent:2x2x4x16"),

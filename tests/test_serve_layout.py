@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from google.protobuf import text_format
-from small_models import attention_model, plain_model
+from small_models import attention_model, function_model, plain_model
 from tritonclient.grpc import model_config_pb2
 
 import intfa_onnx
@@ -61,6 +61,12 @@ def test_config_says_what_triton_needs(model: Path, tmp_path: Path) -> None:
     assert declared(config.output) == {"Y": ("TYPE_FP32", [2, -1, 16])}
     assert config.HasField("dynamic_batching")
     assert config.dynamic_batching.max_queue_delay_microseconds > 0
+
+
+def test_attention_in_a_function(tmp_path: Path) -> None:
+    """It is no node of the graph, and the model is rewritten all the same."""
+    layout = serve_layout.write(tmp_path / "repo", rewritten(function_model(), tmp_path))
+    assert layout.models == ("small",)
 
 
 def test_repository_holds_a_model_and_the_library_that_runs_it(model: Path, tmp_path: Path) -> None:

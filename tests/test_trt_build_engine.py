@@ -17,7 +17,7 @@ import onnx
 import pytest
 import tensorrt_packages
 from onnx import TensorProto
-from small_models import attention_model, plain_model
+from small_models import attention_model, function_model, plain_model
 
 import intfa_onnx
 from intfa_onnx import native
@@ -57,6 +57,14 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     code = main(["build-engine", *map(str, arguments)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_attention_in_a_function(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(intfa_onnx.rewrite(function_model(), target="trt").to_proto(), path)
+    code, out, err = run(capsys, path, "-o", tmp_path / "model.plan", *SHAPES, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "trtexec" in out
 
 
 def test_commands(model: Path, library: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +160,7 @@ def test_without_tensorrt(model: Path, capsys: Any, monkeypatch: pytest.MonkeyPa
         ([], "the sizes of Q, K, V are dynamic. Give each, e.g. --shapes Q:1x1x1x1"),
         (["--shapes", "Q:1x2x8x16"], "the sizes of K, V are dynamic"),
         ([*SHAPES, "--shapes", "mask:1x8"], "--shapes mask: the model has no such input"),
+        ([*SHAPES, "--shapes", "Q:1x2x8x16"], "--shapes gives 'Q' twice"),
         (["--shapes", "Q:1x2x8"], "--shapes Q: the model's input is"),
         (["--shapes", "Q:1x3x8x16"], "--shapes Q: the model's input is"),
         (["--shapes", "Q:1x2x8x16,2x2x8x16"], "is not NAME:DIMS or NAME:MIN,OPT,MAX"),
@@ -185,6 +194,14 @@ def test_does_not_overwrite(model: Path, tensorrt: Any, capsys: Any) -> None:
     code, _, err = run(capsys, model, "-o", "other.plan", *SHAPES, "--timing-cache", "no/cache")
     assert (code, "the folder 'no' does not exist" in err) == (2, True)
     assert not Path("other.plan").exists(), "said before the minutes that a build takes"
+
+
+@pytest.mark.parametrize("arguments", [["-o", "model.onnx"], ["-o", "model.plan", "--timing-cache", "model.onnx"]])
+def test_the_model_is_not_overwritten(arguments: list[str], model: Path, tensorrt: Any, capsys: Any) -> None:
+    before = model.read_bytes()
+    code, _, err = run(capsys, model, *arguments, *SHAPES, "--force")
+    assert (code, "would overwrite each other" in err) == (2, True)
+    assert model.read_bytes() == before
 
 
 def test_models_that_would_not_run(library: Path, tmp_path: Path, capsys: Any) -> None:
