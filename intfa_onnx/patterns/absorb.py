@@ -15,7 +15,6 @@ import onnx_ir as ir
 
 from intfa_onnx.patterns.cache import absorb_cache, may_keep_cache
 from intfa_onnx.patterns.dims import Token
-from intfa_onnx.patterns.elements import operation
 from intfa_onnx.patterns.layout import absorb_layout
 from intfa_onnx.patterns.match import (
     RESULT,
@@ -24,6 +23,7 @@ from intfa_onnx.patterns.match import (
     Const,
     Operand,
     join,
+    operation,
     shape_slice,
     substitute,
     transpose,

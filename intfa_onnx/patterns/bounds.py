@@ -7,8 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.elements import operation
-from intfa_onnx.patterns.match import Const, Operand
+from intfa_onnx.patterns.match import Const, Operand, operation
 from intfa_onnx.patterns.view import View
 
 _MAX_DEPTH = 40

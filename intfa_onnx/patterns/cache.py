@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from intfa_onnx.patterns.elements import operation
-from intfa_onnx.patterns.match import AttentionMatch, Call, Operand, Shared
+from intfa_onnx.patterns.match import AttentionMatch, Call, Operand, Shared, operation
 from intfa_onnx.patterns.view import View
 
 _MAX_NODES = 300  # between a cache and the result of its attention there are some ten

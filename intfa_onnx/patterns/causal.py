@@ -20,9 +20,21 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.bounds import largest
-from intfa_onnx.patterns.elements import AtLeastZero, Conjunction, Elements, Given, operation, positions
+from intfa_onnx.patterns.conjunction import AtLeastZero, Conjunction, Given
+from intfa_onnx.patterns.elements import Elements, positions
 from intfa_onnx.patterns.linear import Axis, Linear, size_form
-from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, Shared, shape_slice, substitute
+from intfa_onnx.patterns.match import (
+    RESULT,
+    AttentionMatch,
+    Call,
+    Const,
+    Operand,
+    Shared,
+    operation,
+    shape_slice,
+    substitute,
+)
+from intfa_onnx.patterns.uniform import number_of, only_nonzero
 from intfa_onnx.patterns.view import View
 
 _KEY, _QUERY = Axis(1), Axis(2)
@@ -179,7 +191,7 @@ def _layers(view: View, reader: Elements, mask: Operand) -> tuple[list[_Layer], 
     call = operation(mask)
     if call is not None and call.op_type == "Add":
         return _added(view, reader, call)
-    floor = reader.number(call.inputs[1]) if call is not None and call.op_type == "Max" else None
+    floor = number_of(view, call.inputs[1]) if call is not None and call.op_type == "Max" else None
     if call is not None and floor is not None and len(call.inputs) == 2:
         layers, biases = _layers(view, reader, call.inputs[0])
         if floor > _OUT or len(layers) > 1 or biases:
@@ -187,13 +199,13 @@ def _layers(view: View, reader: Elements, mask: Operand) -> tuple[list[_Layer], 
         return [replace(layers[0], fill=max(layers[0].fill, floor), whole=mask)], []
     if call is not None and (call.op_type == "Not" or _dtype(view, mask) == ir.DataType.BOOL):
         return [_layer(reader, mask, mask, True, -np.inf)], []
-    fill = reader.only_nonzero(mask)
+    fill = only_nonzero(view, mask)
     if fill is not None and fill <= _OUT:
         return [_layer(reader, mask, mask, False, fill)], []
     if call is not None and call.op_type == "Where":
         condition, chosen, other = call.inputs
         for bias, filler, wanted in ((chosen, other, True), (other, chosen, False)):
-            number = reader.number(filler)
+            number = number_of(view, filler)
             if number is not None and number <= _OUT:
                 return [_layer(reader, condition, mask, wanted, number)], [bias]
     raise _Stays("it adds more than 0 or one large negative number")

@@ -95,36 +95,22 @@ def match_core(
     pv = joined(view, [pv_product(view, n, side, None if reshaped else axes) for n, side in down.products])
     if division is not None and not (in_order and pv.result_perm == tuple(range(pv.rank))):
         raise NoMatch("the product with V is divided by sums whose axes are in another order")
-    if pv.factor != 1.0:
-        down.factor *= pv.factor
     dtype = float_dtype(view.dtype(qk.first))
-    notes: list[str] = []
-    if meaning.may_exclude and not (down.guarded or guards_rows) and sink is None:
-        notes.append("a row with every key masked gives 0 where the original gives NaN")
-    quantized = [("operands", n) for n in (qk_node, *(n for n, _ in down.products)) if is_quantized(n)]
-    quantized += [*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)]
-    for what, node in quantized:
-        notes.append(f"the operator's own quantization takes the place of that of the {what} ('{node_name(node)}')")
     q = qk.queries()
     for op, value in meaning.row_scale:
         q = Call(op, (q, value))
     v_values, from_pv_types = zip(*(_value_operand(view, x, dtype) for x in (pv.second, *pv.more)), strict=True)
     v, from_pv_type = pv.keys(v_values), from_pv_types[0]
-    result: Operand = RESULT
-    if sink is not None:
-        result = apply_sink(view, sink, qk, pv, result, dtype)
-    if down.factor != 1.0:
-        result = Call("Mul", (result, Const(np.array(down.factor, dtype.numpy()))))
-    for op, factor in down.factors:
-        result = _of_rows(view, op, factor, result, dtype)
+    result: Operand = RESULT if sink is None else apply_sink(view, sink, qk, pv, RESULT, dtype)
+    if (factor := down.factor * pv.factor) != 1.0:
+        result = Call("Mul", (result, Const(np.array(factor, dtype.numpy()))))
+    for op, of_rows in down.factors:
+        result = _of_rows(view, op, of_rows, result, dtype)
     if reshaped:
         check_same_rows(view, values_on_path(qk_node, path_up), down.values)
     if reshaped and view.dims.of(pv.first) != view.dims.of(qk_node.outputs[0]):
         # The products work on different leading axes: V comes to those of Q, and the result goes back to those of V.
-        original = v
-        v = Call("Reshape", (v, join(shape_slice(q, 0, -2), shape_slice(v, -2, None))))
-        tail = shape_slice(result, -2, None)
-        result = Call("Reshape", (result, join(shape_slice(original, 0, -2), tail)))
+        v, result = _with_leading_axes(v, q), _with_leading_axes(result, v)
     if from_pv_type is not None:
         result = Call("Cast", (result,), {"to": int(from_pv_type)})
     num_heads, kv_num_heads = qk.heads(view)
@@ -149,8 +135,25 @@ def match_core(
         num_heads=num_heads,
         kv_num_heads=kv_num_heads,
         absorbed=(("mask",) if meaning.mask is not None else ()) + (("softcap",) if meaning.softcap else ()),
-        notes=tuple(notes),
+        notes=_notes(qk_node, meaning, down, guarded=down.guarded or guards_rows or sink is not None),
     )
+
+
+def _notes(qk_node: ir.Node, meaning: Scores, down: Down, *, guarded: bool) -> tuple[str, ...]:
+    """Return what differs from the original on purpose; ``guarded``: a row without a key is no NaN there."""
+    notes = []
+    if meaning.may_exclude and not guarded:
+        notes.append("a row with every key masked gives 0 where the original gives NaN")
+    quantized = [("operands", n) for n in (qk_node, *(n for n, _ in down.products)) if is_quantized(n)]
+    quantized += [*(("scores", n) for n in meaning.quantized), *(("probabilities", n) for n in down.quantized)]
+    for what, node in quantized:
+        notes.append(f"the operator's own quantization takes the place of that of the {what} ('{node_name(node)}')")
+    return tuple(notes)
+
+
+def _with_leading_axes(x: Operand, of: Operand) -> Operand:
+    """Return ``x`` reshaped to the leading axes of another tensor; the last two stay."""
+    return Call("Reshape", (x, join(shape_slice(of, 0, -2), shape_slice(x, -2, None))))
 
 
 def _key_axis(view: View, scores: ir.Value, path: Path, axis: int) -> int:

@@ -10,40 +10,29 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from intfa_onnx.patterns.conjunction import (
+    COMPARISONS,
+    FALSE,
+    TRUE,
+    Conjunction,
+    Given,
+    at_least_zero,
+    both,
+    decided,
+    either,
+)
 from intfa_onnx.patterns.linear import Axis, Linear, size_form
-from intfa_onnx.patterns.match import Call, Const, Operand, node_name
+from intfa_onnx.patterns.match import Call, Const, Operand, node_name, operation
+from intfa_onnx.patterns.uniform import FLOATS, number_of, only_nonzero, tensor_of
 from intfa_onnx.patterns.view import View
 
 Index = tuple[Linear, ...]
-
-
-@dataclass(frozen=True)
-class AtLeastZero:
-    """The condition ``form >= 0``."""
-
-    form: Linear
-
-
-@dataclass(frozen=True)
-class Given:
-    """A boolean tensor of the graph that does not depend on the query, or its inverse."""
-
-    value: ir.Value
-    wanted: bool
-
-
-Conjunction = tuple[AtLeastZero | Given, ...]
-TRUE: Conjunction = ()
-FALSE: Conjunction = (AtLeastZero(Linear(-1)),)
-
 _ZERO = Linear()
 _MAX_DEPTH = 64
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def positions(rank: int) -> Index:
@@ -84,7 +73,7 @@ class Elements:
         return found
 
     def _integer(self, x: Operand, index: Index) -> Linear | None:
-        number = self.number(x)
+        number = number_of(self._view, x)
         if number is not None:
             return Linear(int(number)) if number == int(number) else None
         call = operation(x)
@@ -173,7 +162,7 @@ class Elements:
 
     def _counting_constant(self, x: Operand, index: Index) -> Linear | None:
         """Element of a constant tensor that counts along one axis, as a buffer of positions does."""
-        array = self._tensor(x)
+        array = tensor_of(self._view, x)
         if array is None or array.dtype.kind not in "iu" or array.ndim != len(index):
             return None
         wide = [a for a, size in enumerate(array.shape) if size != 1]
@@ -192,46 +181,6 @@ class Elements:
         content = self._view.dims.content(x)
         known = content[0] if content is not None and len(content) == 1 else None
         return Linear.of(x) if known is None else size_form(known)
-
-    def number(self, x: Operand | None) -> float | None:
-        """Return the number that every element of a tensor is."""
-        if isinstance(x, Const):
-            return float(x.array.reshape(-1)[0]) if x.array.size and np.all(x.array == x.array.flat[0]) else None
-        constant = self._view.constant(x) if isinstance(x, ir.Value) else None
-        if constant is not None:
-            same = constant.size and np.all(constant == constant.flat[0])
-            return float(constant.reshape(-1)[0]) if same else None
-        call = operation(x)
-        if call is None or not call.inputs:
-            return None
-        if call.op_type == "ConstantOfShape":
-            fill = call.attributes.get("value")
-            return 0.0 if fill is None else float(fill.numpy().reshape(-1)[0])
-        return self.number(call.inputs[0]) if call.op_type in _KEEPS_NUMBER else None
-
-    def only_nonzero(self, x: Operand | None) -> float | None:
-        """Return the one number besides 0 that elements of a tensor may be."""
-        number = self.number(x)
-        array = self._tensor(x) if number is None and x is not None else None
-        if array is not None:
-            others = np.unique(array[array != 0]) if array.dtype.kind == "f" else np.array(())
-            return float(others[0]) if others.size == 1 else None
-        call = operation(x)
-        if number is not None or call is None:
-            return number
-        if isinstance(x, ir.Value) and self._view.dtype(x) == ir.DataType.BOOL:
-            return 1.0
-        if call.op_type == "Mul":
-            factors = [self.only_nonzero(i) for i in call.inputs]
-            return None if None in factors else float(np.prod([f for f in factors if f is not None]))
-        if call.op_type == "Where":
-            numbers = {self.only_nonzero(i) for i in call.inputs[1:]} - {0.0}
-            return numbers.pop() if len(numbers) == 1 else None
-        if call.op_type == "Cast":
-            found, to = self.only_nonzero(call.inputs[0]), ir.DataType(call.attributes["to"])
-            with np.errstate(over="ignore"):
-                return float(np.array(found).astype(to.numpy())) if found is not None and to in _FLOATS else None
-        return self.only_nonzero(call.inputs[0]) if call.op_type in (*_KEEPS_NUMBER, "Trilu") else None
 
     # ---- truths ----
 
@@ -267,9 +216,9 @@ class Elements:
             self.obstacle = f"{what} ('{name}')" if name else what
 
     def _truth(self, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
-        number = self.number(x)
+        number = number_of(self._view, x)
         if number is not None:
-            return _constant(bool(number) == wanted)
+            return decided(bool(number) == wanted)
         call = operation(x)
         if call is None:
             return self._constant_band(x, index, wanted)
@@ -281,8 +230,8 @@ class Elements:
             return self.truth(inputs[0], index, not wanted)
         if op in ("And", "Or", "Mul"):
             a, b = (self.truth(i, index, wanted) for i in inputs)
-            return _both(a, b) if wanted == (op != "Or") else _either(a, b)
-        if op in _COMPARISONS:
+            return both(a, b) if wanted == (op != "Or") else either(a, b)
+        if op in COMPARISONS:
             return self._compared(op, inputs, index, wanted)
         if op == "Equal":
             return self._equal(inputs, index, wanted)
@@ -300,11 +249,11 @@ class Elements:
 
     def _compared(self, op: str, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
         """A comparison; ``|x| <= y`` means ``x <= y`` and ``-x <= y``, ``y < |x|`` that not both hold."""
-        number, value = self.number(inputs[1]), self.only_nonzero(inputs[0])
+        number, value = number_of(self._view, inputs[1]), only_nonzero(self._view, inputs[0])
         if number is not None and value is not None:
             of_value, of_zero = (_NUMBERS[op](x, number) for x in (value, 0.0))
             if of_value == of_zero:
-                return _constant(of_zero == wanted)
+                return decided(of_zero == wanted)
             return self.truth(inputs[0], index, wanted == of_value)
         calls = [operation(i) for i in inputs]
         inner = [c.inputs[0] if c is not None and c.op_type == "Abs" else None for c in calls]
@@ -312,14 +261,14 @@ class Elements:
         self._compares = self._compares or any(form is not None and form.factor(Axis(1)) for form in (left, right))
         if left is None or right is None or all(inner):
             return None
-        form, strict = _COMPARISONS[op](left, right)
+        form, strict = COMPARISONS[op](left, right)
         found = self._condition(form, strict, wanted)
         if not any(inner):
             return found
-        form, strict = _COMPARISONS[op](*((-left, right) if inner[0] else (left, -right)))
+        form, strict = COMPARISONS[op](*((-left, right) if inner[0] else (left, -right)))
         opposite = self._condition(form, strict, wanted)
         is_below = op.startswith("Less") == bool(inner[0])
-        return _both(found, opposite) if is_below == wanted else _either(found, opposite)
+        return both(found, opposite) if is_below == wanted else either(found, opposite)
 
     def _condition(self, form: Linear, strict: bool, wanted: bool) -> Conjunction:
         """``form >= 0`` (``form > 0`` if strict), or its opposite."""
@@ -328,17 +277,17 @@ class Elements:
         if not wanted:
             form = -form - 1
         self._compares = self._compares or bool(form.factor(Axis(1)) and form.factor(Axis(2)))
-        return TRUE if form.never_negative() else FALSE if (-form - 1).never_negative() else (AtLeastZero(form),)
+        return at_least_zero(form)
 
     def _equal(self, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
         a, b = (self.integer(i, index) for i in inputs)
         if a is not None and b is not None:
             below, above = (self._condition(f, False, True) for f in (a - b, b - a))
             if wanted:
-                return _both(below, above)
+                return both(below, above)
             return FALSE if (below, above) == (TRUE, TRUE) else TRUE if FALSE in (below, above) else None
         for x, other in (inputs, inputs[::-1]):
-            if self.number(other) == 0:
+            if number_of(self._view, other) == 0:
                 return self.truth(x, index, not wanted)
         return None
 
@@ -349,27 +298,27 @@ class Elements:
             return None
         above = index[-1] - index[-2] - shift  # 0 on the diagonal that both triangles keep
         kept = self._condition(above if call.attributes.get("upper", 1) else -above, False, wanted)
-        return _both(kept, inside) if wanted else _either(kept, inside)
+        return both(kept, inside) if wanted else either(kept, inside)
 
     def _where(self, inputs: Sequence[Operand], index: Index, wanted: bool) -> Conjunction | None:
         condition, chosen, other = inputs
         for x, constant, holds in ((other, chosen, False), (chosen, other, True)):
-            number = self.number(constant)
+            number = number_of(self._view, constant)
             if number is not None:  # (condition == holds and x) or (condition != holds and constant)
                 first = self.truth(condition, index, holds == (wanted != bool(number)))
                 second = self.truth(x, index, wanted)
-                return _either(first, second) if wanted == bool(number) else _both(first, second)
+                return either(first, second) if wanted == bool(number) else both(first, second)
         return None
 
     def _cast_truth(self, call: Call, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
         source = call.inputs[0]
         before = self._view.dtype(source) if isinstance(source, ir.Value) else None
-        rounds = before in _FLOATS and call.attributes["to"] not in (*_FLOATS, ir.DataType.BOOL)
+        rounds = before in FLOATS and call.attributes["to"] not in (*FLOATS, ir.DataType.BOOL)
         return None if rounds else self.truth(source, index, wanted)
 
     def _constant_band(self, x: Operand, index: Index, wanted: bool) -> Conjunction | None:
         """Element of a constant matrix whose nonzero elements are a band around the diagonal, or the other ones."""
-        array = self._tensor(x)
+        array = tensor_of(self._view, x)
         if array is None or array.ndim != len(index) or array.ndim < 2 or any(s != 1 for s in array.shape[:-2]):
             return None
         matrix = (array.reshape(array.shape[-2:]) != 0) == wanted
@@ -512,30 +461,10 @@ class Elements:
         array = x.array if isinstance(x, Const) else self._view.constant(x) if isinstance(x, ir.Value) else None
         return None if array is None else [int(a) for a in array.reshape(-1)]
 
-    def _tensor(self, x: Operand) -> np.ndarray | None:
-        """Return a constant of any size."""
-        if not isinstance(x, ir.Value) or not self._view.is_constant(x, depth=0):
-            node = x.producer() if isinstance(x, ir.Value) else None
-            if node is None or node.op_type != "Constant":
-                return None
-        assert isinstance(x, ir.Value)
-        tensor = ir.convenience.get_const_tensor(x)
-        return None if tensor is None else tensor.numpy()
-
 
 _MADE_OF_SIZES = ("Expand", "ConstantOfShape")
 _TAKES_PART = ("Slice", "Gather", "GatherND")
-_KEEPS_NUMBER = ("Identity", "Cast", "CastLike", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Transpose")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Not", "And", "Or", "Where", "Expand", "Cast")
-
-# a op b as (form, whether form > 0 is meant instead of form >= 0).
-_COMPARISONS: dict[str, Callable[[Linear, Linear], tuple[Linear, bool]]] = {
-    "LessOrEqual": lambda a, b: (b - a, False),
-    "Less": lambda a, b: (b - a, True),
-    "GreaterOrEqual": lambda a, b: (a - b, False),
-    "Greater": lambda a, b: (a - b, True),
-}
-
 
 _NUMBERS: dict[str, Callable[[float, float], bool]] = {
     "LessOrEqual": operator.le,
@@ -545,45 +474,5 @@ _NUMBERS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def operation(x: Operand | None) -> Call | None:
-    """Return ``x`` as a call, whether it is one or a standard node of the graph computes it; None for a constant."""
-    if isinstance(x, Call):
-        return x
-    node = x.producer() if isinstance(x, ir.Value) else None
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type == "Constant" or len(node.outputs) != 1:
-        return None
-    if any(i is None for i in node.inputs) or any(a.is_ref() for a in node.attributes.values()):
-        return None
-    inputs = tuple(i for i in node.inputs if i is not None)
-    return Call(node.op_type, inputs, {name: a.value for name, a in node.attributes.items()})
-
-
 def _without_ones(sizes: Sequence[object]) -> Index:
     return tuple(_ZERO if s == 1 else p for p, s in zip(positions(len(sizes)), sizes, strict=True))
-
-
-def _constant(holds: bool) -> Conjunction:
-    return TRUE if holds else FALSE
-
-
-def _both(a: Conjunction | None, b: Conjunction | None) -> Conjunction | None:
-    if FALSE in (a, b):
-        return FALSE
-    return None if a is None or b is None else (*a, *(t for t in b if t not in a))
-
-
-def _either(a: Conjunction | None, b: Conjunction | None) -> Conjunction | None:
-    """Return ``a or b`` where it is a conjunction: one of them is constant or follows from the other."""
-    if TRUE in (a, b):
-        return TRUE
-    if a is None or b is None:
-        return None
-    return b if _implies(a, b) else a if _implies(b, a) else None
-
-
-def _implies(a: Conjunction, b: Conjunction) -> bool:
-    """Return whether each term of ``b`` is one of ``a`` or follows from one."""
-    bounds = [t.form for t in a if isinstance(t, AtLeastZero)]
-    return a == FALSE or all(
-        t in a or (isinstance(t, AtLeastZero) and any((t.form - f).never_negative() for f in bounds)) for t in b
-    )

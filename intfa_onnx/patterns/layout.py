@@ -12,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intfa_onnx.patterns.dims import Token
-from intfa_onnx.patterns.elements import operation
-from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand
+from intfa_onnx.patterns.match import RESULT, AttentionMatch, Call, Const, Operand, operation
 from intfa_onnx.patterns.rotary import before_transpose
 from intfa_onnx.patterns.view import View, int_attribute
 

@@ -120,6 +120,19 @@ def node_name(node: ir.Node) -> str:
     return node.name or next((o.name for o in node.outputs if o.name), "") or node.op_type
 
 
+def operation(x: Operand | None) -> Call | None:
+    """Return ``x`` as a call, whether it is one or a standard node of the graph computes it; None for a constant."""
+    if isinstance(x, Call):
+        return x
+    node = x.producer() if isinstance(x, ir.Value) else None
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type == "Constant" or len(node.outputs) != 1:
+        return None
+    if any(i is None for i in node.inputs) or any(a.is_ref() for a in node.attributes.values()):
+        return None
+    inputs = tuple(i for i in node.inputs if i is not None)
+    return Call(node.op_type, inputs, {name: a.value for name, a in node.attributes.items()})
+
+
 def transpose(x: Operand, perm: tuple[int, ...]) -> Operand:
     """Return ``x`` transposed; ``x`` itself where ``perm`` is the identity."""
     return x if perm == tuple(range(len(perm))) else Call("Transpose", (x,), {"perm": list(perm)})

@@ -12,8 +12,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from intfa_onnx.patterns.elements import operation
-from intfa_onnx.patterns.match import Call, Const, Operand, Shared, transpose
+from intfa_onnx.patterns.match import Call, Const, Operand, Shared, operation, transpose
 from intfa_onnx.patterns.view import View, int_attribute
 
 _BSHD = (0, 2, 1, 3)

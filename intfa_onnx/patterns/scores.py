@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from intfa_onnx.patterns.binary import affine, is_binary, same_truth
 from intfa_onnx.patterns.bounds import is_product_of, largest
-from intfa_onnx.patterns.elements import Elements
 from intfa_onnx.patterns.match import (
     Call,
     Const,
@@ -23,6 +22,7 @@ from intfa_onnx.patterns.match import (
     transpose,
 )
 from intfa_onnx.patterns.products import Product
+from intfa_onnx.patterns.uniform import number_of
 from intfa_onnx.patterns.view import View
 from intfa_onnx.patterns.walk import SAME_ELEMENTS, Path, Zeroed, dequantized, keeps_value, row_maximum, transposed
 
@@ -271,7 +271,7 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
 
 def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     condition, filler = node.inputs[0], node.inputs[3 - index]
-    value = Elements(view).number(filler)
+    value = number_of(view, filler)
     if condition is None or value is None or not value <= _MASKED:
         raise NoMatch(f"'{node_name(node)}' overwrites scores with something other than a large negative constant")
     kept = index == 1
@@ -294,7 +294,7 @@ def _read_minimum(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -
     """Read ``Min(scores, Where(c, largest, least))``, of the largest and the least number of the type, as a Where."""
     where, dtype = other.producer(), float_dtype(view.dtype(other))
     condition, *fillers = where.inputs if where is not None and where.op_type == "Where" else (None,)
-    numbers = [n for n in (Elements(view).number(x) for x in fillers) if n is not None]
+    numbers = [n for n in (number_of(view, x) for x in fillers) if n is not None]
     if condition is None or len(numbers) != 2 or max(numbers) < float(dtype.max) or min(numbers) > float(dtype.min):
         raise NoMatch(f"'{node_name(node)}' bounds the scores by something else than the largest and the least number")
     if meaning.mask is not None:
