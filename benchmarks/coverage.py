@@ -6,6 +6,7 @@ Runtime, computes in float what it did before on every input of its case, and af
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -97,9 +98,26 @@ def digest_of_code() -> str:
     import intfa_onnx
 
     digest, package = hashlib.sha256(), Path(intfa_onnx.__file__).parent
-    for path in sorted([*package.rglob("*.py"), *package.glob("lib/*ort*"), ROOT / "models/zoo/verify.py"]):
+    for path in sorted([*sources(package), *package.glob("lib/*ort*")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def sources(package: Path) -> set[Path]:
+    """Return the check and what it reaches of the package by imports, those inside of functions included."""
+    from zoo.digest import imports
+
+    found: set[Path] = set()
+    todo = [ROOT / "models/zoo/verify.py"]
+    while todo:
+        if (path := todo.pop()) in found:
+            continue
+        found.add(path)
+        for module, name in imports(ast.parse(path.read_text(encoding="utf-8"))).values():
+            parts = [*module.split("."), name]
+            places = [package.parent.joinpath(*parts[: i + 1]) for i in range(len(parts)) if parts[0] == package.name]
+            todo += [p for at in places for p in (at / "__init__.py", at.with_suffix(".py")) if p.exists()]
+    return found
 
 
 def cost(layers: tuple[int, ...] = (10, 30, 100, 300)) -> list[dict[str, float]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +92,29 @@ def test_a_wrong_rewrite_reaches_the_totals(
         total = coverage.summary([{**row, "negative": False}])
         totals.append((total["wrong"], total["verified"]))
     assert totals == [(1, 0), (1, 0), (0, row["attentions"])]  # the second was kept: it is of the same code
+
+
+def test_a_verdict_is_of_the_code_that_it_runs(coverage: ModuleType, tmp_path: Path) -> None:
+    """All that a process has loaded after the check, and not the command line."""
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from zoo.export import export, variants
+        from zoo.verify import verify
+        [variant] = variants(["keras_bert"])
+        path = Path(sys.argv[1], export(variant, Path(sys.argv[1])).file)
+        assert verify(path, variant.build()).verified
+        print(*(m.__file__ for name, m in sys.modules.items() if name.split(".")[0] == "intfa_onnx"), sep="\\n")
+    """
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    loaded = {Path(line) for line in answer.stdout.splitlines()}
+    package = Path(intfa_onnx.__file__).parent
+    sources = coverage.sources(package)
+    assert package / "patterns/elements.py" in loaded
+    assert loaded <= sources
+    assert sources.isdisjoint([package / "cli.py", package / "doctor.py", *package.glob("bench/*.py")])
 
 
 def test_nobody_is_asked_for_a_model_type_or_heads() -> None:

@@ -38,7 +38,7 @@ def digest(module: str, name: str) -> str:
                 todo.append((imported[used][0].removeprefix("zoo."), imported[used][1]))
             elif used in imported:
                 packages.add(imported[used][0].split(".")[0])
-        packages |= {source.split(".")[0] for source, _ in _imports(node).values()}
+        packages |= {source.split(".")[0] for source, _ in imports(node).values()}
     parts = [f"{place}: {texts[place]}" for place in sorted(texts)] + [_version(p) for p in sorted(packages)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -64,10 +64,10 @@ def _names(module: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
             defined.update(dict.fromkeys(names, _Bare().visit(node)))
-    return defined, _imports(ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], []))
+    return defined, imports(ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], []))
 
 
-def _imports(tree: ast.AST) -> dict[str, tuple[str, str]]:
+def imports(tree: ast.AST) -> dict[str, tuple[str, str]]:
     """Return source and name there of each name that the tree imports."""
     found = {}
     for node in ast.walk(tree):
