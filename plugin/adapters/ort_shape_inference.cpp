@@ -37,7 +37,7 @@ class ShapeInference {
     const Dim head_dim = per_head(q, q_heads), head_dim_v = per_head(v, kv_heads);
     Dim seqlen_kv = tokens(k);
     if (!past.empty())
-      seqlen_kv = seqlen_kv.value >= 0 && past[2].value >= 0 ? Dim{seqlen_kv.value + past[2].value, ""} : unknown();
+      seqlen_kv = seqlen_kv.value >= 0 && at(past, 2).value >= 0 ? Dim{seqlen_kv.value + past[2].value, ""} : unknown();
 
     const ONNXTensorElementDataType type = element_type(kQ);
     const int64_t output_dtype = attribute("output_dtype");

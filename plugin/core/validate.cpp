@@ -64,6 +64,24 @@ Status check_head_dim(const char* which, int64_t value) {
                      "Keep this attention in float (--skip), or pad the head with zeros");
 }
 
+// The C interface takes enumerations as integers, and a caller's may be none of them.
+Status check_choices(const AttentionProblem& p) {
+  struct Choice {
+    const char* which;
+    int value, count;
+  };
+  for (const Choice& choice :
+       {Choice{"precision", static_cast<int>(p.precision), 2}, Choice{"scheme", static_cast<int>(p.scheme), 2},
+        Choice{"k_granularity", static_cast<int>(p.k_granularity), 3},
+        Choice{"causal_alignment", static_cast<int>(p.causal_alignment), 2},
+        Choice{"q_scale", static_cast<int>(p.q_scale), 4}, Choice{"k_scale", static_cast<int>(p.k_scale), 4},
+        Choice{"v_scale", static_cast<int>(p.v_scale), 4}})
+    if (choice.value < 0 || choice.value >= choice.count)
+      return invalid(choice.which, "=", choice.value,
+                     " is no value of its enumeration in intfa/attention.h (supported: 0 to ", choice.count - 1, ")");
+  return {};
+}
+
 Status check_shapes(const AttentionProblem& p) {
   if (p.batch < 0 || p.seqlen_q < 0 || p.seqlen_new < 0 || p.seqlen_past < 0)
     return invalid("negative size: batch=", p.batch, " seqlen_q=", p.seqlen_q, " seqlen_new=", p.seqlen_new,
@@ -78,8 +96,10 @@ Status check_shapes(const AttentionProblem& p) {
       return invalid("negative stride (batch ", strides->batch, ", head ", strides->head, ", token ", strides->token,
                      "); strides are in elements and at least 0");
   constexpr int64_t kMaxTokens = int64_t{1} << 31;
-  if (p.seqlen_q >= kMaxTokens || p.seqlen_kv() >= kMaxTokens)
-    return unsupported("seqlen_q=", p.seqlen_q, " seqlen_kv=", p.seqlen_kv(), " (supported: under 2^31 tokens)");
+  if (p.seqlen_q >= kMaxTokens || p.seqlen_new >= kMaxTokens || p.seqlen_past >= kMaxTokens ||
+      p.seqlen_kv() >= kMaxTokens)
+    return unsupported("seqlen_q=", p.seqlen_q, " seqlen_new=", p.seqlen_new, " seqlen_past=", p.seqlen_past,
+                       " (supported: under 2^31 tokens, past and new together)");
   return {};
 }
 
@@ -101,9 +121,10 @@ Status check_numbers(const AttentionProblem& p) {
     return invalid("scale=", p.softmax_scale, " (supported: positive, or 0 for 1/sqrt(head_dim))");
   if (!std::isfinite(p.softcap) || p.softcap < 0.f)
     return invalid("softcap=", p.softcap, " (supported: positive, or 0 for none)");
-  if (p.window_left < -1 || p.window_right < -1)
+  constexpr int64_t kMaxWindow = int64_t{1} << 40;  // beyond any key; its sum with a position does not overflow
+  if (p.window_left < -1 || p.window_right < -1 || p.window_left > kMaxWindow || p.window_right > kMaxWindow)
     return invalid("window_left=", p.window_left, " window_right=", p.window_right,
-                   " (supported: at least 0, or -1 for unbounded)");
+                   " (supported: 0 to 2^40, or -1 for unbounded)");
   if (p.tile_n < 0 || p.tile_n % 16 != 0)
     return unsupported("tile_n=", p.tile_n, " (supported: multiples of 16, or 0 for the backend's choice)");
   return {};
@@ -128,7 +149,7 @@ Status check_scales(const AttentionProblem& p) {
 }  // namespace
 
 Status validate_problem(const AttentionProblem& problem) {
-  for (auto check : {check_shapes, check_types, check_numbers, check_scales})
+  for (auto check : {check_choices, check_shapes, check_types, check_numbers, check_scales})
     if (Status s = check(problem); !s.ok()) return s;
   return {};
 }

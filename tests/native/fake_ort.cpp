@@ -184,6 +184,52 @@ OrtApi make_api() {
     memcpy(out, info->shape.data(), info->shape.size() * sizeof(int64_t));
     return nullptr;
   };
+  api.CreateTensorTypeAndShapeInfo = [](OrtTensorTypeAndShapeInfo** out) noexcept -> OrtStatus* {
+    *out = new OrtTensorTypeAndShapeInfo;
+    return nullptr;
+  };
+  api.SetTensorElementType = [](OrtTensorTypeAndShapeInfo* info, ONNXTensorElementDataType type) noexcept {
+    info->type = type;
+    return static_cast<OrtStatus*>(nullptr);
+  };
+  api.SetDimensions = [](OrtTensorTypeAndShapeInfo* info, const int64_t* dims, size_t rank) noexcept {
+    info->shape.assign(dims, dims + rank);
+    return static_cast<OrtStatus*>(nullptr);
+  };
+  api.GetSymbolicDimensions = [](const OrtTensorTypeAndShapeInfo*, const char* names[], size_t rank) noexcept {
+    for (size_t i = 0; i < rank; ++i) names[i] = "";
+    return static_cast<OrtStatus*>(nullptr);
+  };
+  api.SetSymbolicDimensions = [](OrtTensorTypeAndShapeInfo*, const char*[], size_t) noexcept {
+    return static_cast<OrtStatus*>(nullptr);
+  };
+
+  api.ShapeInferContext_GetInputCount = [](const OrtShapeInferContext* c, size_t* out) noexcept {
+    *out = c->inputs.size();
+    return static_cast<OrtStatus*>(nullptr);
+  };
+  api.ShapeInferContext_GetInputTypeShape = [](const OrtShapeInferContext* c, size_t i,
+                                               OrtTensorTypeAndShapeInfo** out) noexcept {
+    *out = const_cast<OrtTensorTypeAndShapeInfo*>(&c->inputs[i]);
+    return static_cast<OrtStatus*>(nullptr);
+  };
+  api.ShapeInferContext_GetAttribute = [](const OrtShapeInferContext* c, const char* name,
+                                          const OrtOpAttr** out) noexcept -> OrtStatus* {
+    const auto found = c->attributes.find(name);
+    if (found == c->attributes.end()) return absent();
+    *out = &found->second;
+    return nullptr;
+  };
+  api.ReadOpAttr = [](const OrtOpAttr* attribute, OrtOpAttrType, void* data, size_t length, size_t* out) noexcept {
+    memcpy(data, &attribute->value, *out = length);
+    return static_cast<OrtStatus*>(nullptr);
+  };
+  api.ShapeInferContext_SetOutputTypeShape = [](const OrtShapeInferContext* c, size_t i,
+                                                const OrtTensorTypeAndShapeInfo* info) noexcept {
+    const_cast<OrtShapeInferContext*>(c)->outputs[i] = *info;
+    return static_cast<OrtStatus*>(nullptr);
+  };
+
   api.GetTensorMutableData = [](OrtValue* value, void** out) noexcept -> OrtStatus* {
     *out = value->bytes.data();
     return nullptr;

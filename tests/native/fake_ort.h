@@ -37,6 +37,14 @@ struct OrtKernelInfo {
   std::map<std::string, int64_t> ints;
   std::map<std::string, std::string> strings;
 };
+struct OrtOpAttr {
+  int64_t value;
+};
+struct OrtShapeInferContext {
+  std::vector<OrtTensorTypeAndShapeInfo> inputs;  // a size of -1 is unknown
+  std::map<std::string, OrtOpAttr> attributes;
+  std::map<size_t, OrtTensorTypeAndShapeInfo> outputs;
+};
 struct OrtKernelContext {
   std::vector<OrtValue*> inputs;  // null: absent
   size_t num_outputs = 4;

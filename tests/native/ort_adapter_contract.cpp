@@ -191,6 +191,30 @@ void attributes_that_are_unknown(const OrtCustomOp* op) {
   CHECK(kernel == nullptr);
 }
 
+// Whatever ranks a model declares: a shape that is not known, or is wrong, reads nothing beyond its end.
+void infers_shapes(const OrtCustomOp* op) {
+  const auto infer = [&](std::vector<std::vector<int64_t>> shapes, int64_t heads) {
+    OrtShapeInferContext context;
+    for (auto& shape : shapes) context.inputs.push_back({kFloat, std::move(shape)});
+    if (heads > 0) context.attributes = {{"q_num_heads", {heads}}, {"kv_num_heads", {heads}}};
+    CHECK(Answer(op->InferOutputShapeFn(op, &context)).ok);
+    return context.outputs;
+  };
+  using Shape = std::vector<int64_t>;
+  auto outputs = infer({{1, 4, 3, 16}, {1, 2, 5, 16}, {1, 2, 5, 24}, {}, {1, 2, 7, 16}}, 0);
+  CHECK((outputs[0].shape == Shape{1, 4, 3, 24}) && (outputs[1].shape == Shape{1, 2, 12, 16}));
+  CHECK((outputs[2].shape == Shape{1, 2, 12, 24}) && (outputs[3].shape == Shape{1, 4, 3}));
+  outputs = infer({{-1, 3, 64}, {-1, 5, 64}, {-1, 5, 64}}, 4);
+  CHECK((outputs[0].shape == Shape{-1, 3, 64}) && (outputs[1].shape == Shape{-1, 4, 5, 16}));
+  for (size_t rank = 1; rank <= 5; ++rank)
+    for (int64_t heads : {0, 4}) {
+      const Shape q(rank, 8), full{8, 8, 8, 8};
+      (void)infer({q, q, q}, heads);
+      outputs = infer({full, full, full, {}, q}, heads);
+      CHECK(outputs[1].shape[2] == (rank >= 3 ? 16 : -1));
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -199,7 +223,7 @@ int main() {
   const OrtCustomOp* cuda = find_op(options, "CUDAExecutionProvider");
   CHECK(cuda != nullptr);
   for (auto test : {runs_on_the_stream, optional_inputs_and_outputs, runs_on_the_default_stream, a_device_that_refuses,
-                    an_allocator_that_refuses, inputs_that_do_not_fit, attributes_that_are_unknown})
+                    an_allocator_that_refuses, inputs_that_do_not_fit, attributes_that_are_unknown, infers_shapes})
     test(cuda);
   runs_on_the_cpu(find_op(options, "CPUExecutionProvider"));
   CHECK(journal().live_allocators == 0);

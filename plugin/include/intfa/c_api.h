@@ -1,6 +1,8 @@
 /* The core as a C interface, for ctypes, tests and benchmarks. Same meaning as intfa/attention.h; enumerations are its
- * values. Functions return an intfa::StatusCode; a message is written to `message`, cut to `message_size` bytes,
- * zero-terminated. */
+ * values, and any other number is refused. Functions return an intfa::StatusCode (0 done, 1 invalid argument, 2
+ * unsupported, 3 out of memory, 4 runtime error); what is wrong is written to `message`, unless that is null, cut to
+ * `message_size` bytes, zero-terminated. The structures may change with intfa_version(): build against the header of
+ * the library that is loaded. */
 #ifndef INTFA_C_API_H_
 #define INTFA_C_API_H_
 
