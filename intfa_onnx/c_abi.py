@@ -66,6 +66,13 @@ def cuda_architectures() -> str:
     return function().decode()
 
 
+def cpu_instruction_set() -> str:
+    """Return what the CPU backend uses in this process, e.g. ``"avx2"``; ``INTFA_MAX_ISA`` bounds it."""
+    function = library().intfa_cpu_instruction_set
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
 def has_cuda_code(compute_capability: str) -> bool:
     """Return whether a GPU of this compute capability, e.g. ``"8.6"``, finds code in the library.
 

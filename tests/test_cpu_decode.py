@@ -60,29 +60,28 @@ IN_PLACE = replace(
 FEW_ROWS = 8  # rows up to which a head's codes are read where they lie
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        replace(IN_PLACE, name="group"),
-        replace(IN_PLACE, name="one row", num_heads=2),
-        replace(IN_PLACE, name="all rows", num_heads=8, seqlen_q=2),
-        replace(IN_PLACE, name="odd rows and sizes", seqlen_q=3, head_dim=72, head_dim_v=40),
-        replace(IN_PLACE, name="one vector and a half", head_dim=96, head_dim_v=96),
-        replace(IN_PLACE, name="two vectors", head_dim=128, head_dim_v=128),
-        replace(IN_PLACE, name="largest", head_dim=256, head_dim_v=256),
-        replace(IN_PLACE, name="one key", seqlen_past=0, seqlen_new=1),
-        replace(IN_PLACE, name="strided", layout="BSHD", seqlen_past=0),
-        replace(IN_PLACE, name="strided with a past", layout="BSHD", seqlen_past=130),
-        replace(IN_PLACE, name="causal", seqlen_q=3, causal=True, seqlen_past=300, seqlen_new=3),
-        replace(IN_PLACE, name="window", window_left=70, window_right=0, seqlen_past=370, seqlen_new=7),
-        replace(IN_PLACE, name="softcap", softcap=3.0, static_scales="head"),
-        replace(IN_PLACE, name="mask", mask="bool", mask_dims="B11K"),
-        replace(IN_PLACE, name="mask of rows", seqlen_q=3, mask="float_inf"),
-        replace(IN_PLACE, name="padding", nonpad=(131, 375)),
-        replace(IN_PLACE, name="no key", nonpad=(0, 1)),
-    ],
-    ids=lambda case: case.name,
+IN_PLACE_CASES = (
+    replace(IN_PLACE, name="group"),
+    replace(IN_PLACE, name="one row", num_heads=2),
+    replace(IN_PLACE, name="all rows", num_heads=8, seqlen_q=2),
+    replace(IN_PLACE, name="odd rows and sizes", seqlen_q=3, head_dim=72, head_dim_v=40),
+    replace(IN_PLACE, name="one vector and a half", head_dim=96, head_dim_v=96),
+    replace(IN_PLACE, name="two vectors", head_dim=128, head_dim_v=128),
+    replace(IN_PLACE, name="largest", head_dim=256, head_dim_v=256),
+    replace(IN_PLACE, name="one key", seqlen_past=0, seqlen_new=1),
+    replace(IN_PLACE, name="strided", layout="BSHD", seqlen_past=0),
+    replace(IN_PLACE, name="strided with a past", layout="BSHD", seqlen_past=130),
+    replace(IN_PLACE, name="causal", seqlen_q=3, causal=True, seqlen_past=300, seqlen_new=3),
+    replace(IN_PLACE, name="window", window_left=70, window_right=0, seqlen_past=370, seqlen_new=7),
+    replace(IN_PLACE, name="softcap", softcap=3.0, static_scales="head"),
+    replace(IN_PLACE, name="mask", mask="bool", mask_dims="B11K"),
+    replace(IN_PLACE, name="mask of rows", seqlen_q=3, mask="float_inf"),
+    replace(IN_PLACE, name="padding", nonpad=(131, 375)),
+    replace(IN_PLACE, name="no key", nonpad=(0, 1)),
 )
+
+
+@pytest.mark.parametrize("case", IN_PLACE_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("form", [{}, {"scheme": "paper"}, {"tile_n": 48}], ids=["tile", "paper", "tile_n"])
 def test_codes_in_place_equal_packed_ones(case: AttentionCase, form: dict) -> None:
     # so many queries more that a group of heads has more rows than are taken in place

@@ -18,6 +18,7 @@ from c_abi import INVALID_ARGUMENT, OK, UNSUPPORTED, make_call
 from cases import CASES, AttentionCase, typed_inputs
 from truth import HALF, PAPER, PAPER_HALF, TILE, Scheme, truth_of
 
+from intfa_onnx import c_abi as native_abi
 from intfa_onnx import native, quantize, reference
 from intfa_onnx.errors import UnsupportedError
 
@@ -338,4 +339,5 @@ def test_log_names_the_choice() -> None:
         check=True,
     )
     assert answer.stderr.startswith("intfa: B=1 Hq=2 Hkv=2 Sq=128 Skv=128")
+    assert f": cpu {native_abi.cpu_instruction_set()} " in answer.stderr
     assert "tile_n=128" in answer.stderr

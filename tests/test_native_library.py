@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -106,20 +107,18 @@ def sanitized() -> Path:
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("program", "limit", "says"),
     [
-        (["cpu_edge_shapes"], r"\d{4,} runs\n"),
-        (["cpu_edge_shapes", "AVX2"], r"\d{4,} runs\n"),
-        (["cpu_edge_shapes_amx"], r"\d{4,} runs\n"),
-        (["amx_products"], r"\d{4,} tile products, all equal to the portable unit's\n"),
+        ("cpu_edge_shapes", "", r"\d{4,} runs\n"),
+        ("cpu_edge_shapes", "avx2", r"\d{4,} runs\n"),
+        ("cpu_edge_shapes_amx", "", r"\d{4,} runs\n"),
+        ("amx_products", "", r"\d{4,} tile products, all equal to the portable unit's\n"),
+        ("amx_products", "avx512vnni", r"AMX left out\n"),
     ],
-    ids=["cpu_edge_shapes", "cpu_edge_shapes AVX2", "cpu_edge_shapes_amx", "amx_products"],
 )
-def test_cpu_core_under_sanitizers(sanitized: Path, command: list[str], says: str) -> None:
+def test_cpu_core_under_sanitizers(sanitized: Path, program: str, limit: str, says: str) -> None:
     """Nothing is read or written outside, no undefined behaviour, and each driver's own checks hold."""
-    program, *arguments = command
-    answer = subprocess.run([sanitized / program, *arguments], capture_output=True, text=True)
-    if answer.returncode == 77:
-        pytest.skip(f"this processor has no {arguments[0]}")
+    environment = os.environ | {"INTFA_MAX_ISA": limit}
+    answer = subprocess.run([sanitized / program], env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr[-3000:]
     assert re.fullmatch(says, answer.stdout)

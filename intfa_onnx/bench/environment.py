@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import intfa_onnx
+from intfa_onnx import c_abi
+from intfa_onnx.errors import UnsupportedError
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "sageattention", "numpy")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "i8mm")
@@ -27,7 +29,7 @@ def describe() -> dict[str, Any]:
             continue
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": _cpu(),
+        "cpu": _cpu() | _instruction_set(),
         "gpu": gpu(),
         "python": platform.python_version(),
         "versions": versions,
@@ -41,6 +43,7 @@ def sentences(header: dict[str, Any]) -> list[str]:
     parts = [cpu["model"], f"{cpu.get('cores', '?')} cores"]
     parts += [f"{cpu['clock_mhz']} MHz reported"] if cpu.get("clock_mhz") else []
     parts += [f"({features})"] if features else []
+    parts += [f"ours on {cpu['instruction_set']}"] if "instruction_set" in cpu else []
     lines = [f"{header['date']}, on {header['device']}, {header['threads']} CPU thread(s)."]
     lines.append(f"CPU: {', '.join(parts)}.")
     if header["gpu"]:
@@ -75,6 +78,13 @@ def _cpu() -> dict[str, Any]:
         "clock_mhz": round(max(clocks, default=0)),  # as the system reports it; a guest may see the nominal one
         "features": features,
     }
+
+
+def _instruction_set() -> dict[str, str]:
+    try:
+        return {"instruction_set": c_abi.cpu_instruction_set()}
+    except UnsupportedError:  # the library is not built
+        return {}
 
 
 def gpu() -> dict[str, str] | None:

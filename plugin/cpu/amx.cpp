@@ -157,10 +157,11 @@ void amx_output(const OutputProduct&) {}
 #endif
 
 #if defined(INTFA_AMX_EMULATION)
-bool amx_usable() { return true; }
+bool amx_usable() { return amx_allowed(); }
 #elif defined(INTFA_HAVE_AMX)
 bool amx_usable() {
   static const bool usable = [] {
+    if (!amx_allowed()) return false;
     if (!__builtin_cpu_supports("avx512f")) return false;  // with the kernel's consent
     unsigned a, b, c, d;
     constexpr unsigned kTileBit = 1u << 24, kInt8Bit = 1u << 25;  // leaf 7, edx

@@ -6,7 +6,8 @@
 
 namespace intfa::cpu {
 
-// True where the processor has AMX-INT8 and AVX-512, and the kernel lets this process use the tiles; asked once.
+// True where the processor has AMX-INT8 and AVX-512, the kernel lets this process use the tiles, and INTFA_MAX_ISA does
+// not leave them out; asked once.
 bool amx_usable();
 
 // Holds this thread's tile configuration for one head size. The other users of tiles in a process load their own

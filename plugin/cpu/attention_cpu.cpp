@@ -382,6 +382,7 @@ void run_workers(const Execution& execution, int workers, void (*fn)(void*, size
 }
 
 Status validate(const AttentionProblem& p) {
+  if (Status s = check_instruction_set(); !s.ok()) return s;
   if (p.tile_n <= kMaxTileN) return {};
   std::ostringstream message;
   message << "tile_n=" << p.tile_n << " is unsupported on the CPU (supported: multiples of 16 up to " << kMaxTileN
@@ -403,8 +404,8 @@ Status run(const AttentionProblem& problem, const AttentionTensors& tensors, con
   Call call{problem, tensors, layout, p_form(problem)};
   if (log_enabled()) {
     std::ostringstream line;
-    line << describe(problem) << ": cpu " << instruction_set() << (call.amx ? "+AMX" : "")
-         << " tile_n=" << layout.tile_n << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
+    line << describe(problem) << ": cpu " << instruction_set() << " tile_n=" << layout.tile_n
+         << " workers=" << layout.num_workers << " workspace=" << layout.bytes();
     log_line(line.str());
   }
   if (layout.head_by_head) {

@@ -150,8 +150,6 @@ void float_output(const FloatOutputProduct& a) {
     for (int row = 0; row < a.rows; row += 4) float_output_block<1>(a, row, channel);
 }
 
-const char* target_name() { return hwy::TargetName(HWY_TARGET); }
-
 }  // namespace intfa::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -161,19 +159,10 @@ namespace intfa::cpu {
 HWY_EXPORT(scores);
 HWY_EXPORT(output);
 HWY_EXPORT(float_output);
-HWY_EXPORT(target_name);
 
 ScoreProductFn score_product() { return HWY_DYNAMIC_POINTER(scores); }
 OutputProductFn output_product() { return HWY_DYNAMIC_POINTER(output); }
 FloatOutputProductFn float_output_product() { return HWY_DYNAMIC_POINTER(float_output); }
-void choose_instruction_set() {
-  static const bool once = [] {
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    return true;
-  }();
-  static_cast<void>(once);
-}
-const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
 
 }  // namespace intfa::cpu
 #endif

@@ -2,6 +2,7 @@
 // unit.
 #pragma once
 
+#include "cpu/instruction_set.h"
 #include "cpu/layout.h"
 
 namespace intfa::cpu {
@@ -52,10 +53,5 @@ using FloatOutputProductFn = void (*)(const FloatOutputProduct&);
 ScoreProductFn score_product();
 OutputProductFn output_product();
 FloatOutputProductFn float_output_product();
-
-// Looks at the processor, once. Before that Highway's function pointers are slow ones that look at every call.
-void choose_instruction_set();
-// Its name, for INTFA_LOG.
-const char* instruction_set();
 
 }  // namespace intfa::cpu

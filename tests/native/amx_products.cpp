@@ -86,7 +86,7 @@ void output(int channel_groups, int rows, int chunk_begin, int chunk_end) {
 
 int main() {
   using namespace intfa::cpu;
-  choose_instruction_set();
+  if (!amx_usable()) return printf("AMX left out\n") < 0;
   for (int head_dim = 8; head_dim <= kMaxHeadDim; head_dim += 8) {
     const AmxTiles tiles(head_dim);
     for (const int rows : {4, 12, 16}) {

@@ -2,7 +2,6 @@
 // that a sanitizer sees any access outside; and compares with a plain float64 softmax. Exit code 1 names the first
 // failure.
 //   cmake --preset asan && cmake --build --preset asan && build/asan/tests/native/cpu_edge_shapes
-// An argument names the instruction set to use in place of the best one (AVX2); exit code 77 where there is none such.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -12,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "hwy/targets.h"
 #include "intfa/attention.h"
 
 namespace {
@@ -191,19 +189,9 @@ std::string check(const Shape& s, DataType dtype, intfa::Precision precision, in
   return "";
 }
 
-bool use_instruction_set(const char* name) {
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (std::strcmp(hwy::TargetName(target), name) != 0) continue;
-    hwy::SetSupportedTargetsForTest(target);
-    return true;
-  }
-  return false;
-}
-
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc > 1 && !use_instruction_set(argv[1])) return 77;
+int main() {
   int runs = 0;
   for (const Shape& shape : kShapes)
     for (DataType dtype : {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16, DataType::kInt8})

@@ -51,6 +51,9 @@ const char* intfa_version(void);
 /* The GPUs that this build has code for, e.g. "sm 80, 86, 90a; PTX 90a"; empty without CUDA kernels. */
 const char* intfa_cuda_architectures(void);
 
+/* What the CPU backend uses in this process: "sse2", "avx2", "avx512", "avx512vnni", "amx" or "neon". */
+const char* intfa_cpu_instruction_set(void);
+
 /* device: an intfa::Device. */
 int intfa_validate(const intfa_problem* problem, int device, char* message, size_t message_size);
 
