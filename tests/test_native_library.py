@@ -115,6 +115,7 @@ def sanitized() -> Path:
         ("amx_products", "", r"\d{4,} tile products, all equal to the portable unit's\n"),
         ("amx_products", "avx512vnni", r"AMX left out\n"),
     ],
+    ids=["cpu_edge_shapes", "cpu_edge_shapes avx2", "cpu_edge_shapes_amx", "amx_products", "no amx_products"],
 )
 def test_cpu_core_under_sanitizers(sanitized: Path, program: str, limit: str, says: str) -> None:
     """Nothing is read or written outside, no undefined behaviour, and each driver's own checks hold."""

@@ -1,7 +1,9 @@
 #include "cpu/instruction_set.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "cpu/amx.h"
@@ -29,11 +31,8 @@ constexpr const InstructionSet* kBest = std::end(kInstructionSets) - 1;
 // A build for one kind of processor (-march=...) has no code for lesser ones.
 constexpr bool is_built(const InstructionSet& set) { return (set.targets & HWY_TARGETS) != 0; }
 
-constexpr int64_t lowest_bit(int64_t bits) { return bits & -bits; }
-
 struct Choice {
   Status status;
-  const char* name = "";
   bool amx_allowed = true;
 };
 
@@ -56,14 +55,8 @@ Choice choose() {
     }
   }
   choice.amx_allowed = limit == kBest;
-  const int64_t better = lowest_bit(limit->targets) - 1;
-  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS & ~better;
-  for (const InstructionSet& set : kInstructionSets)
-    if (set.targets & lowest_bit(targets)) {
-      choice.name = set.name;
-      break;
-    }
-  hwy::GetChosenTarget().Update(targets);
+  const int64_t better = (limit->targets & -limit->targets) - 1;
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets() & ~better);
   return choice;
 }
 
@@ -77,6 +70,12 @@ const Choice& choice() {
 void choose_instruction_set() { choice(); }
 Status check_instruction_set() { return choice().status; }
 bool amx_allowed() { return choice().amx_allowed; }
-const char* instruction_set() { return amx_usable() ? kBest->name : choice().name; }
+
+const char* instruction_set() {
+  choose_instruction_set();
+  if (amx_usable()) return kBest->name;
+  const auto used = [](const InstructionSet& set) { return (set.targets & dispatched_target()) != 0; };
+  return std::find_if(std::begin(kInstructionSets), kBest, used)->name;
+}
 
 }  // namespace intfa::cpu

@@ -150,6 +150,8 @@ void float_output(const FloatOutputProduct& a) {
     for (int row = 0; row < a.rows; row += 4) float_output_block<1>(a, row, channel);
 }
 
+int64_t own_target() { return HWY_TARGET; }
+
 }  // namespace intfa::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -159,10 +161,12 @@ namespace intfa::cpu {
 HWY_EXPORT(scores);
 HWY_EXPORT(output);
 HWY_EXPORT(float_output);
+HWY_EXPORT(own_target);
 
 ScoreProductFn score_product() { return HWY_DYNAMIC_POINTER(scores); }
 OutputProductFn output_product() { return HWY_DYNAMIC_POINTER(output); }
 FloatOutputProductFn float_output_product() { return HWY_DYNAMIC_POINTER(float_output); }
+int64_t dispatched_target() { return HWY_DYNAMIC_DISPATCH(own_target)(); }
 
 }  // namespace intfa::cpu
 #endif

@@ -54,4 +54,7 @@ ScoreProductFn score_product();
 OutputProductFn output_product();
 FloatOutputProductFn float_output_product();
 
+// Highway's bit for the instruction set that these are compiled for.
+int64_t dispatched_target();
+
 }  // namespace intfa::cpu
