@@ -17,6 +17,8 @@ The arithmetic of the INT8 schemes, which the backends follow. All of it is floa
     lse = (m_run + row_offset) * ln(2) + log(l)             log(l / 255) for tile; no row_offset with a softcap
 
 Implementations differ in ``exp2``, ``tanh`` and the order of float sums by some ulp, by which a code may change by one.
+The CPU backend takes the codes of ``tile`` from a table where the processor has the instructions for it
+(docs/cpu.md): they are up to 2 codes off where P is nearly 1, and as here in its tail.
 
 ``scheme="paper"`` is INT-FlashAttention as published (arXiv 2409.16997): no smoothing, one scale per token of K and per
 head of V; ``smooth_k`` and ``k_granularity`` have no effect on it. With ``int8_qk`` it is the paper's half INT8.
@@ -265,10 +267,13 @@ def _int8(
 
         tile_max = x.max(axis=-1)
         new_max = np.maximum(row_max, tile_max)
-        exponential = np.exp2(x - _finite_max(tile_max if tiled else new_max)[..., None])
-        codes = _round_to_float16(exponential) if half_pv else np.rint(top * exponential)
-        # The paper sums P before it is rounded.
-        summed = exponential if scheme == "paper" and not half_pv else codes
+        x = x - _finite_max(tile_max if tiled else new_max)[..., None]
+        if tiled:
+            codes = summed = tile_codes(x)
+        else:
+            exponential = np.exp2(x)
+            codes = _round_to_float16(exponential) if half_pv else np.rint(top * exponential)
+            summed = codes if half_pv else exponential  # the paper sums P before it is rounded
         old = np.exp2(row_max - _finite_max(new_max))
         new = np.exp2(tile_max - _finite_max(new_max)) if tiled else np.ones_like(old)
         output = old[..., None] * output + new[..., None] * (codes @ v_codes[:, :, keys])
@@ -281,6 +286,11 @@ def _int8(
     shift = np.float32(0) if cap else row_offset
     lse = (row_max + shift) * LN2 + (np.log(row_sum) - (np.log(top) if tiled else np.float32(0)))
     return y, lse
+
+
+def tile_codes(x: np.ndarray) -> np.ndarray:
+    """Return the codes of P = 2^x under scheme tile: rint(255 * 2^x), float32."""
+    return np.rint(np.float32(255) * np.exp2(x))
 
 
 def _query_codes(p: _Problem) -> tuple[np.ndarray, np.ndarray]:

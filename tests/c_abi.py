@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from cases import AttentionCase, typed_inputs
+from truth import TILE, TILE_GRID, Scheme
 
 from intfa_onnx import native
 from intfa_onnx.c_abi import Codes, Problem, Tensors
@@ -24,7 +25,26 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(native.get_library_path("ort")))
     lib.intfa_version.restype = ctypes.c_char_p
     lib.intfa_exp2_cpu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    lib.intfa_tile_codes_cpu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return lib
+
+
+def tile_codes(x: np.ndarray) -> np.ndarray:
+    """Return the codes of P = 2^x (x <= 0, float32, any shape) as the CPU makes them under scheme tile, as float32."""
+    x = np.ascontiguousarray(x, np.float32)
+    codes = np.empty(x.shape, np.uint8)
+    library().intfa_tile_codes_cpu(x.ctypes.data, codes.ctypes.data, x.size)
+    return codes.astype(np.float32)
+
+
+@cache
+def cpu_tile() -> Scheme:
+    """Return what of scheme tile enters the bound of its error on this processor.
+
+    Where it looks up bytes among 256, the codes come from the table of plugin/cpu/code_grid.h.
+    """
+    x = np.linspace(-1, 0, 1001, dtype=np.float32)
+    return TILE_GRID if (np.abs(tile_codes(x) - 255 * np.exp2(x)) > 1).any() else TILE
 
 
 @dataclass

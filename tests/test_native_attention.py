@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from c_abi import INVALID_ARGUMENT, OK, UNSUPPORTED, make_call
 from cases import CASES, AttentionCase, typed_inputs
-from truth import HALF, PAPER, PAPER_HALF, TILE, Scheme, truth_of
+from truth import HALF, PAPER, PAPER_HALF, TILE_GRID, Scheme, grid_codes, truth_of
 
 from intfa_onnx import c_abi as native_abi
 from intfa_onnx import native, quantize, reference
@@ -28,7 +28,7 @@ except UnsupportedError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 SCHEMES: dict[str, tuple[Scheme, dict[str, Any]]] = {
-    "tile": (TILE, {}),
+    "tile": (c_abi.cpu_tile(), {}),
     "tile int8_qk": (HALF, {"precision": "int8_qk"}),
     "paper": (PAPER, {"scheme": "paper"}),
     "paper int8_qk": (PAPER_HALF, {"scheme": "paper", "precision": "int8_qk"}),
@@ -62,13 +62,19 @@ def test_within_the_predicted_noise_of_the_truth(case: AttentionCase, scheme: st
     cached_truth(case, noise).check(result["y"], result["lse"], half_step(case))
 
 
+@pytest.fixture
+def reference_with_the_codes_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "tile_codes", c_abi.tile_codes)
+
+
+@pytest.mark.usefixtures("reference_with_the_codes_of_the_kernel")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @each_case
 def test_same_numbers_as_the_reference(case: AttentionCase, scheme: str) -> None:
     """The same codes, hence the same output up to float32 rounding, except where a code of P sits on a tie.
 
-    Kernel and reference evaluate 2^x with their own polynomials, up to 2 ulp apart. A code then differs by one where
-    255 * 2^x is that close to a half: for a share 255 * 2^-22 of the keys at most (a cap adds some ulp of tanh), and
+    Kernel and reference evaluate 2^x up to 2 ulp apart, or x itself where there is a cap (tanh). A code then differs by
+    one where 255 * 2^x is that close to a half: for a share 255 * 2^-22 of the keys at most (a cap adds some ulp), and
     the row moves by 1/l of v_j - y, with l >= 255. In float16 a weight differs by 2^-10 of itself for a share 2^-12.
     """
     _, options = SCHEMES[scheme]
@@ -172,12 +178,13 @@ def expected_codes(
     }
 
 
+@pytest.mark.usefixtures("reference_with_the_codes_of_the_kernel")
 @pytest.mark.parametrize("tile_n", [16, 48, 64, 80, 256, 1024])
 @pytest.mark.parametrize("name", ["ragged", "many_tiles", "causal", "window", "sink", "mask_rows", "nonpad_causal"])
 def test_tile_size_is_part_of_the_numerics(name: str, tile_n: int) -> None:
     case = BY_NAME[name]
     result = run(case, tile_n=tile_n)
-    truth_of(case, TILE, tile_n).check(result["y"], result["lse"])
+    truth_of(case, c_abi.cpu_tile(), tile_n).check(result["y"], result["lse"])
     if tile_n % 8 == 0 and tile_n <= reference.MAX_TILE_N:
         inputs = {n.lower(): x for n, x in typed_inputs(case).items()}
         expected = reference.attention(**inputs, **case.attributes(), tile_n=tile_n).y
@@ -261,6 +268,30 @@ def test_exp2_is_within_one_ulp() -> None:
     ulp = np.spacing(exact.astype(np.float32)).astype(np.float64)
     assert (np.abs(y - exact) / ulp).max() <= 1.0
     assert y[0] == 1.0
+
+
+def test_codes_of_p() -> None:
+    """Rounded, or those of the grid; either way up to ties of what they are rounded from, known to some ulp."""
+    x = np.concatenate([np.linspace(-12, 0, 400_001), [-126, -1e30, -np.inf]]).astype(np.float32)
+    codes = c_abi.tile_codes(x)
+    weight = 255 * np.exp2(x.astype(np.float64))
+    assert (np.diff(codes[:400_001]) >= 0).all()
+    assert codes[400_000] == 255
+    assert (codes[400_001:] == 0).all()
+    if c_abi.cpu_tile() is TILE_GRID:
+        off = codes != grid_codes(weight)[0]
+        assert off.mean() < 255 * 2.0**-20
+        assert (np.abs(codes - weight) <= np.where(x < -4, 0.67, np.where(x < -2, 1.1, 2.2)))[:400_001].all()
+    else:
+        assert np.abs(codes - weight).max() <= 0.5 + 255 * 2.0**-22
+
+
+@pytest.mark.parametrize("keys", [64, 1024])
+def test_tail_keeps_its_weight(keys: int) -> None:
+    """Codes under 1 of weights spread evenly over the octaves, as behind a sink: they sum to what they should."""
+    x = np.linspace(-14, -6, keys, dtype=np.float32)
+    weight = 255 * np.exp2(x.astype(np.float64))
+    assert abs(c_abi.tile_codes(x).sum() / weight.sum() - 1) < (0.03 if c_abi.cpu_tile() is TILE_GRID else 0.1)
 
 
 BAD_PROBLEMS = (

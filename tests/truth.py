@@ -8,9 +8,9 @@ y = sum_j p_j v_j moves by sum_j p_j (v_j - y) d_j if the scores move by d_j, an
 
 - Q's noise moves all scores of its row together: d_j = scale * (eq . k_j);
 - K's noise is independent per key: d_j = scale * (q . ek_j);
-- P's noise is one code of the tile's (tile) or the running (paper) maximum. Weights far below a code all round the same
-  way, so the rounding of the exact weights is added as it falls. The paper divides by the sum of the unrounded P, so
-  there the error of P acts on v_j, not on v_j - y;
+- P's noise is one code of the tile's (tile) or the running (paper) maximum, or the steps of the grid that its codes are
+  looked up on. Weights far below a code all round the same way, so the rounding of the exact weights is added as it
+  falls. The paper divides by the sum of the unrounded P, so there the error of P acts on v_j, not on v_j - y;
 - V's noise is averaged by p.
 
 The lse moves by sum_j p_j d_j, and by P's noise where the row sum is of the rounded P.
@@ -39,10 +39,25 @@ class Scheme:
 
     p_codes: int  # the code of P = 1; 0 for a P and V in float16
     paper: bool = False
+    grid: bool = False  # the codes of P come from a table of 256 points (``grid_codes``)
 
 
-TILE, PAPER = Scheme(255), Scheme(127, paper=True)
+TILE, TILE_GRID, PAPER = Scheme(255), Scheme(255, grid=True), Scheme(127, paper=True)
 HALF, PAPER_HALF = Scheme(0), Scheme(0, paper=True)
+
+
+def grid_codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes that the grid gives for 255 P, and the grid's steps there in codes.
+
+    Log2 of P belongs to the point ``i = rint(255 (1 + log2(P) / 10)^2)`` and takes the code of P at that point, at
+    least 1 but for point 0.
+    """
+    with np.errstate(divide="ignore"):
+        position = np.maximum(1 + np.log2(weight / 255) / 10, 0)
+    point = np.rint(255 * position**2)
+    code = np.where(point == 0, 0, np.maximum(1, np.rint(255 * np.exp2(10 * (np.sqrt(point / 255) - 1)))))
+    steps_per_octave = np.maximum(2 * 255 * position / 10, 1e-9)
+    return code, weight * math.log(2) / steps_per_octave
 
 
 @dataclass(frozen=True)
@@ -223,8 +238,9 @@ class _Data:
             finite = np.where(np.isfinite(reference), reference, 0.0)
             weight = np.exp(tile - finite) * self.scheme.p_codes
             unit = np.exp(reference - np.where(np.isfinite(top), top, 0.0)) / self.scheme.p_codes
-            step[:, start : start + tile_n] = np.where(np.isfinite(tile), unit, 0.0)
-            error[:, start : start + tile_n] = unit * (np.rint(weight) - weight)
+            codes, code_step = grid_codes(weight) if self.scheme.grid else (np.rint(weight), 1.0)
+            step[:, start : start + tile_n] = np.where(np.isfinite(tile), unit * np.maximum(code_step, 1), 0.0)
+            error[:, start : start + tile_n] = unit * (codes - weight)
         return step, error
 
 

@@ -11,6 +11,7 @@
 
 #include "core/c_problem.h"
 #include "cpu/inspect.h"
+#include "cpu/int8_product.h"
 #include "cpu/softmax.h"
 #include "cuda/dispatch.h"
 
@@ -114,4 +115,12 @@ INTFA_API int intfa_quantize_cpu(const intfa_problem* problem, const intfa_tenso
   });
 }
 
-INTFA_API void intfa_exp2_cpu(const float* x, float* out, int64_t count) { intfa::cpu::exp2_array(x, out, count); }
+INTFA_API void intfa_exp2_cpu(const float* x, float* out, int64_t count) {
+  intfa::cpu::choose_instruction_set();
+  intfa::cpu::exp2_array(x, out, count);
+}
+
+INTFA_API void intfa_tile_codes_cpu(const float* x, uint8_t* out, int64_t count) {
+  intfa::cpu::choose_instruction_set();
+  intfa::cpu::tile_codes_array(x, out, count);
+}

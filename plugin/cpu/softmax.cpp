@@ -2,6 +2,7 @@
 // codes.
 #include "cpu/softmax.h"
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -14,6 +15,7 @@
 #include "cpu/vector-inl.h"
 // clang-format on
 #include "core/numerics.h"
+#include "cpu/code_grid.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace intfa::cpu::HWY_NAMESPACE {
@@ -34,26 +36,45 @@ HWY_INLINE VI to_code(VF y, VF factor) {
   return hn::And(hn::BitCast(DI(), shifted), hn::Set(DI(), 0xff));
 }
 
-// rint(255 * 2^x) for x <= 0; pack_codes() makes 0 of what it gives for x = -inf. Each step is taken for all four
-// vectors before the next one, so that few instructions stand right behind what they wait for.
-HWY_INLINE void exp2_codes(const VF (&x)[4], VI (&code)[4]) {
-  const DF d;
-#if HWY_TARGET <= HWY_AVX3
-  // AVX-512 takes x - floor(x) in one instruction, and multiplies by 2^floor(x) in one, which underflows by itself.
-  // The polynomial is 255 * 2^f on [0, 1], relative error 1.5e-7 in float32: no more than that of a rounded 2^f
-  // times 255.
-  VF f[4], y[4];
-  for (int v = 0; v < 4; ++v) f[v] = VF{_mm512_reduce_ps(x[v].raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
-  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(hn::Set(d, 0x1.ea45d8p-2f), f[v], hn::Set(d, 0x1.25697cp+1f));
-  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.c78af2p+3f));
-  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.e9e9d4p+5f));
-  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.61821p+7f));
-  for (int v = 0; v < 4; ++v) y[v] = hn::MulAdd(y[v], f[v], hn::Set(d, 0x1.fdfffep+7f));
-  for (int v = 0; v < 4; ++v) code[v] = VI{_mm512_cvtps_epi32(_mm512_scalef_ps(y[v].raw, x[v].raw))};
+// The codes of P = 2^x, x <= 0, of four vectors, for PForm::kTile. Each step is taken for all four before the next one,
+// so that few instructions stand right behind what they wait for.
+#if HWY_TARGET <= HWY_AVX3_DL
+class TileCodes {
+ public:
+  TileCodes() {
+    for (int i = 0; i < 4; ++i) grid_[i] = hn::Load(DUB(), code_grid().code + i * 64);
+  }
+
+  HWY_INLINE hn::Vec<DUB> operator()(const VF (&x)[4]) const {
+    const DF d;
+    const VF slope = hn::Set(d, kSqrtMaxPCode / kGridOctaves), top = hn::Set(d, kSqrtMaxPCode);
+    VF s[4];
+    VI point[4];
+    for (int v = 0; v < 4; ++v) s[v] = hn::MulAdd(x[v], slope, top);
+    for (int v = 0; v < 4; ++v) s[v] = hn::Mul(s[v], hn::Abs(s[v]));
+    // what lies before the grid is negative; packing makes a 0 of it, also of x = -inf
+    for (int v = 0; v < 4; ++v) point[v] = nearest(s[v]);
+    const __m512i at = pack_codes(point[0], point[1], point[2], point[3]).raw;
+    const __m512i low = _mm512_permutex2var_epi8(grid_[0].raw, at, grid_[1].raw);
+    const __m512i high = _mm512_permutex2var_epi8(grid_[2].raw, at, grid_[3].raw);
+    return hn::Vec<DUB>{_mm512_mask_mov_epi8(low, _mm512_movepi8_mask(at), high)};
+  }
+
+ private:
+  static constexpr float kSqrtMaxPCode = 15.9687194f;
+  hn::Vec<DUB> grid_[4];
+};
 #else
-  for (int v = 0; v < 4; ++v) code[v] = to_code(exp2_nonpositive(x[v]), hn::Set(d, kMaxPCode));
+struct TileCodes {
+  HWY_INLINE hn::Vec<DUB> operator()(const VF (&x)[4]) const {
+    VF y[4];
+    for (int v = 0; v < 4; ++v) y[v] = exp2_nonpositive(x[v]);
+    VI code[4];
+    for (int v = 0; v < 4; ++v) code[v] = to_code(y[v], hn::Set(DF(), kMaxPCode));
+    return pack_codes(code[0], code[1], code[2], code[3]);
+  }
+};
 #endif
-}
 
 // Pass 1 of a row: x in place of the scores, and the largest x of each lane.
 template <bool kPlain>
@@ -97,7 +118,7 @@ using SumTag = std::conditional_t<kForm == PForm::kTile, DI, DF>;
 
 // Pass 2 of a row: P from x, and the sum of each lane.
 template <PForm kForm>
-HWY_INLINE void row_exp(const SoftmaxTile& a, int row, float reference,
+HWY_INLINE void row_exp(const SoftmaxTile& a, int row, float reference, const TileCodes& tile_codes,
                         hn::TFromD<SumTag<kForm>>* HWY_RESTRICT lane_sum) {
   const DF d;
   const SumTag<kForm> ds;
@@ -118,20 +139,20 @@ HWY_INLINE void row_exp(const SoftmaxTile& a, int row, float reference,
     uint8_t* p_row = a.p + row * a.stride;
     for (int64_t j = a.chunk_begin * kChunk; j < last; j += 4 * kLanes) {
       VF x[4];
-      VI code[4];
       for (int v = 0; v < 4; ++v) x[v] = hn::Sub(hn::Load(d, x_row + j + v * kLanes), ref);
       if constexpr (kForm == PForm::kTile) {
-        exp2_codes(x, code);
+        const auto codes = tile_codes(x);
+        hn::Store(codes, dub, p_row + j);
+        sum = hn::SumOfMulQuadAccumulate(ds, codes, hn::Set(DB(), int8_t{1}), sum);
       } else {
+        VI code[4];
         for (int v = 0; v < 4; ++v) {
           const VF y = exp2_nonpositive(x[v]);
           sum = hn::Add(sum, y);
           code[v] = to_code(y, hn::Set(d, kMaxCode));
         }
+        hn::Store(pack_codes(code[0], code[1], code[2], code[3]), dub, p_row + j);
       }
-      const auto packed = pack_codes(code[0], code[1], code[2], code[3]);
-      hn::Store(packed, dub, p_row + j);
-      if constexpr (kForm == PForm::kTile) sum = hn::SumOfMulQuadAccumulate(ds, packed, hn::Set(DB(), int8_t{1}), sum);
     }
   }
   hn::Store(sum, ds, lane_sum);
@@ -179,7 +200,8 @@ void softmax(const SoftmaxTile& a) {
     hn::Store(hn::IfThenZeroElse(none, ref), d, reference + row);
   }
 
-  for (int row = 0; row < rows; ++row) row_exp<kForm>(a, row, reference[row], lane_sum + row * kGroup);
+  const TileCodes tile_codes;
+  for (int row = 0; row < rows; ++row) row_exp<kForm>(a, row, reference[row], tile_codes, lane_sum + row * kGroup);
   reduce_rows(ds, lane_sum, sum, [](auto x, auto y) { return hn::Add(x, y); });
   for (int row = 0; row < kRows; row += kLanes) {
     VF tile;
@@ -215,6 +237,24 @@ void exp2_many(const float* x, float* out, int64_t count) {
   }
 }
 
+void tile_codes_many(const float* x, uint8_t* out, int64_t count) {
+  const TileCodes tile_codes;
+  uint8_t order[kChunk / 4];
+  find_quad_order(order);
+  for (int64_t i = 0; i < count; i += kChunk) {
+    HWY_ALIGN float chunk[kChunk] = {};
+    HWY_ALIGN uint8_t packed[kChunk], codes[kChunk];
+    std::copy_n(x + i, std::min<int64_t>(kChunk, count - i), chunk);
+    for (int j = 0; j < kChunk; j += 4 * kLanes) {
+      VF part[4];
+      for (int v = 0; v < 4; ++v) part[v] = hn::Load(DF(), chunk + j + v * kLanes);
+      hn::Store(tile_codes(part), DUB(), packed + j);
+    }
+    for (int w = 0; w < kChunk / 4; ++w) std::copy_n(packed + 4 * w, 4, codes + 4 * order[w]);
+    std::copy_n(codes, std::min<int64_t>(kChunk, count - i), out + i);
+  }
+}
+
 }  // namespace intfa::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -226,6 +266,7 @@ HWY_EXPORT(softmax_paper_form);
 HWY_EXPORT(softmax_half_form);
 HWY_EXPORT(find_quad_order);
 HWY_EXPORT(exp2_many);
+HWY_EXPORT(tile_codes_many);
 
 SoftmaxFn softmax_tile(PForm form) {
   switch (form) {
@@ -242,6 +283,9 @@ SoftmaxFn softmax_tile(PForm form) {
 void quad_order(uint8_t order[kChunk / 4]) { HWY_DYNAMIC_DISPATCH(find_quad_order)(order); }
 
 void exp2_array(const float* x, float* out, int64_t count) { HWY_DYNAMIC_DISPATCH(exp2_many)(x, out, count); }
+void tile_codes_array(const float* x, uint8_t* out, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(tile_codes_many)(x, out, count);
+}
 
 }  // namespace intfa::cpu
 #endif

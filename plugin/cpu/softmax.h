@@ -6,7 +6,8 @@
 
 namespace intfa::cpu {
 
-// kTile:  P = u8 rint(255 * 2^(x - max of the tile)),    sums of the codes
+// kTile:  P = u8 rint(255 * 2^(x - max of the tile)),    sums of the codes; on the grid of code_grid.h where bytes can
+//         be looked up among 256
 // kPaper: P = rint(127 * 2^(x - running max)) as u8,     sums of the unrounded P
 // kHalf:  P = float16(2^(x - running max)) as float32,   sums of the rounded P
 enum class PForm { kTile, kPaper, kHalf };
@@ -39,5 +40,8 @@ void quad_order(uint8_t order[kChunk / 4]);
 
 // out[i] = 2^x[i] for x <= 0 as the kernel computes it.
 void exp2_array(const float* x, float* out, int64_t count);
+
+// out[i] = the code of P under kTile for x[i] <= 0.
+void tile_codes_array(const float* x, uint8_t* out, int64_t count);
 
 }  // namespace intfa::cpu

@@ -75,6 +75,9 @@ int intfa_quantize_cpu(const intfa_problem* problem, const intfa_tensors* tensor
 /* out[i] = 2^x[i] for x[i] <= 0, as the CPU backend computes it. */
 void intfa_exp2_cpu(const float* x, float* out, int64_t count);
 
+/* out[i] = the code of P = 2^x[i] for x[i] <= 0 under scheme tile, as the CPU backend makes it. */
+void intfa_tile_codes_cpu(const float* x, uint8_t* out, int64_t count);
+
 #ifdef __cplusplus
 }
 #endif
