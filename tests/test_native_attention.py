@@ -188,7 +188,8 @@ def test_tile_size_is_part_of_the_numerics(name: str, tile_n: int) -> None:
     if tile_n % 8 == 0 and tile_n <= reference.MAX_TILE_N:
         inputs = {n.lower(): x for n, x in typed_inputs(case).items()}
         expected = reference.attention(**inputs, **case.attributes(), tile_n=tile_n).y
-        assert np.linalg.norm(result["y"] - expected) <= 2e-4 * np.linalg.norm(expected)  # a tie or two; see above
+        # A tie or two, see above; each moves a code by a step of the grid, up to 4. Another tile_n: 1.5e-3 and more.
+        assert np.linalg.norm(result["y"] - expected) <= 6e-4 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("scheme", ["tile", "tile int8_qk", "paper"])

@@ -17,47 +17,51 @@ namespace intfa::cpu::HWY_NAMESPACE {
 // 32 vector registers hold 4 x 4 accumulators, their operands and a broadcast; 16 registers hold 4 x 2.
 constexpr int kBlockVectors = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64 ? 4 : 2;
 
-// Scores of kR rows and kV vectors of keys. What the loops read of `a` is copied out of it: the compiler cannot know
-// that the stores leave it alone, and would load it again after each.
+// Where the scores of a block of keys come from and go to: copies of what ScoreProduct says, as the compiler cannot
+// know that the stores leave that alone, and would load it again after each.
+struct ScoreKeys {
+  const uint8_t* k;  // of the first key
+  const int32_t* q_sum;
+  int32_t* scores;
+  int64_t head_dim, stride;
+};
+
+// Scores of kR rows and kV vectors of keys.
 template <int kR, int kV>
-HWY_INLINE void score_block(const ScoreProduct& a, RowCodes<DB> q, int row, int64_t key) {
+HWY_INLINE void score_block(const ScoreKeys& a, RowCodes<DB> q, int row) {
   const DI di;
   const DUB dub;
-  const int64_t head_dim = a.head_dim, stride = a.stride;
-  // vector v starts at key + v * kLanes: group (key + v * kLanes) / 16, lane (v * kLanes) % 16
   const uint8_t* k[kV];
-  for (int v = 0; v < kV; ++v) {
-    const int64_t first = key + v * kLanes;
-    k[v] = a.k_codes + first / kGroup * (kGroup * head_dim) + first % kGroup * 4;
-  }
+  for (int v = 0; v < kV; ++v) k[v] = a.k + v * kLanes / kGroup * (kGroup * a.head_dim) + v * kLanes % kGroup * 4;
   VI sum[kR][kV];
   for (int r = 0; r < kR; ++r)
     for (int v = 0; v < kV; ++v) sum[r][v] = hn::Set(di, -128 * a.q_sum[row + r]);  // takes K's +128 off again
-  for (int64_t c = 0; c < head_dim; c += 4) {
+  for (int64_t c = 0; c < a.head_dim; c += 4) {
     decltype(factors(hn::Zero(dub))) kv[kV];
     for (int v = 0; v < kV; ++v) kv[v] = factors(hn::Load(dub, k[v] + c * kGroup));
     for (int r = 0; r < kR; ++r) {
-      const auto qv = q.at((row + r) * head_dim + c);
+      const auto qv = q.at((row + r) * a.head_dim + c);
       for (int v = 0; v < kV; ++v) add_products(kv[v], qv, sum[r][v]);
     }
   }
-  int32_t* out = a.scores + row * stride + key;
   for (int r = 0; r < kR; ++r)
-    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], di, out + r * stride + v * kLanes);
+    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], di, a.scores + (row + r) * a.stride + v * kLanes);
 }
 
 void scores(const ScoreProduct& a) {
   constexpr int kKeys = kBlockVectors * kLanes;
-  const int64_t end = a.chunk_end * kChunk;
+  const int64_t end = a.chunk_end * kChunk, head_dim = a.head_dim, stride = a.stride;
   const int rows = a.rows;
   HWY_ALIGN uint8_t scratch[2 * kRows * kMaxHeadDim];
-  const RowCodes<DB> q = row_codes(DB(), a.q_codes, kRows * a.head_dim, scratch);
+  const RowCodes<DB> q = row_codes(DB(), a.q_codes, kRows * head_dim, scratch);
   for (int64_t key = a.chunk_begin * kChunk; key < end; key += kKeys) {
+    const ScoreKeys keys = {a.k_codes + key / kGroup * (kGroup * head_dim) + key % kGroup * 4, a.q_sum, a.scores + key,
+                            head_dim, stride};
     if (rows == 1) {
-      score_block<1, kBlockVectors>(a, q, 0, key);
+      score_block<1, kBlockVectors>(keys, q, 0);
       continue;
     }
-    for (int row = 0; row < rows; row += 4) score_block<4, kBlockVectors>(a, q, row, key);
+    for (int row = 0; row < rows; row += 4) score_block<4, kBlockVectors>(keys, q, row);
   }
 }
 

@@ -23,21 +23,28 @@ namespace intfa::cpu::HWY_NAMESPACE {
 using DI16 = hn::Repartition<int16_t, DI>;
 using DUB = hn::Repartition<uint8_t, DI>;
 
-// Four vectors of codes 0..255 become one vector of bytes without a cross-lane shuffle; quad_order() says where each
-// went.
-HWY_INLINE hn::Vec<DUB> pack_codes(VI a, VI b, VI c, VI e) {
+// The low bytes of four vectors as one; quad_order() says where each went.
+HWY_INLINE hn::Vec<DUB> low_bytes(VI a, VI b, VI c, VI e) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  const DUB d;
+  const __m512i every_fourth = hn::ShiftLeft<2>(hn::And(hn::Iota(d, 0), hn::Set(d, 31))).raw;
+  const __m512i ab = _mm512_maskz_permutex2var_epi8(0x00000000ffffffff, a.raw, every_fourth, b.raw);
+  const __m512i ce = _mm512_maskz_permutex2var_epi8(0xffffffff00000000, c.raw, every_fourth, e.raw);
+  return hn::Vec<DUB>{_mm512_or_si512(ab, ce)};
+#else
   const DI16 d16;
-  return hn::ReorderDemote2To(DUB(), hn::ReorderDemote2To(d16, a, b), hn::ReorderDemote2To(d16, c, e));
+  const DI di;
+  const auto byte = [&](VI x) HWY_ATTR { return hn::And(x, hn::Set(di, 0xff)); };
+  return hn::ReorderDemote2To(DUB(), hn::ReorderDemote2To(d16, byte(a), byte(b)),
+                              hn::ReorderDemote2To(d16, byte(c), byte(e)));
+#endif
 }
 
-// rint(factor * y) as an integer, for results in [0, 255].
-HWY_INLINE VI to_code(VF y, VF factor) {
-  const VF shifted = hn::MulAdd(y, factor, hn::Set(DF(), kRoundMagic));
-  return hn::And(hn::BitCast(DI(), shifted), hn::Set(DI(), 0xff));
-}
+// The low byte is rint(factor * y), for results in [0, 255].
+HWY_INLINE VI to_code(VF y, VF factor) { return hn::BitCast(DI(), hn::MulAdd(y, factor, hn::Set(DF(), kRoundMagic))); }
 
-// The codes of P = 2^x, x <= 0, of four vectors, for PForm::kTile. Each step is taken for all four before the next one,
-// so that few instructions stand right behind what they wait for.
+// The codes of P = 2^(gain * x) of four vectors, gain * x <= 0, for PForm::kTile. Each step is taken for all four
+// before the next one, so that few instructions stand right behind what they wait for.
 #if HWY_TARGET <= HWY_AVX3_DL
 class TileCodes {
  public:
@@ -45,16 +52,18 @@ class TileCodes {
     for (int i = 0; i < 4; ++i) grid_[i] = hn::Load(DUB(), code_grid().code + i * 64);
   }
 
-  HWY_INLINE hn::Vec<DUB> operator()(const VF (&x)[4]) const {
+  // What x is multiplied by to be in units of the grid.
+  static VF unit(VF gain) { return hn::Mul(gain, hn::Set(DF(), kSqrtMaxPCode / kGridOctaves)); }
+
+  HWY_INLINE hn::Vec<DUB> operator()(const VF (&x)[4], VF unit) const {
     const DF d;
-    const VF slope = hn::Set(d, kSqrtMaxPCode / kGridOctaves), top = hn::Set(d, kSqrtMaxPCode);
     VF s[4];
     VI point[4];
-    for (int v = 0; v < 4; ++v) s[v] = hn::MulAdd(x[v], slope, top);
-    for (int v = 0; v < 4; ++v) s[v] = hn::Mul(s[v], hn::Abs(s[v]));
-    // what lies before the grid is negative; packing makes a 0 of it, also of x = -inf
-    for (int v = 0; v < 4; ++v) point[v] = nearest(s[v]);
-    const __m512i at = pack_codes(point[0], point[1], point[2], point[3]).raw;
+    for (int v = 0; v < 4; ++v) s[v] = hn::MulAdd(x[v], unit, hn::Set(d, kSqrtMaxPCode));
+    // before the grid begins s is negative; among integers that comparison costs least
+    for (int v = 0; v < 4; ++v) s[v] = hn::BitCast(d, hn::Max(hn::BitCast(DI(), s[v]), hn::Zero(DI())));
+    for (int v = 0; v < 4; ++v) point[v] = to_code(s[v], s[v]);
+    const __m512i at = low_bytes(point[0], point[1], point[2], point[3]).raw;
     const __m512i low = _mm512_permutex2var_epi8(grid_[0].raw, at, grid_[1].raw);
     const __m512i high = _mm512_permutex2var_epi8(grid_[2].raw, at, grid_[3].raw);
     return hn::Vec<DUB>{_mm512_mask_mov_epi8(low, _mm512_movepi8_mask(at), high)};
@@ -66,96 +75,95 @@ class TileCodes {
 };
 #else
 struct TileCodes {
-  HWY_INLINE hn::Vec<DUB> operator()(const VF (&x)[4]) const {
-    VF y[4];
-    for (int v = 0; v < 4; ++v) y[v] = exp2_nonpositive(x[v]);
+  static VF unit(VF gain) { return gain; }
+
+  HWY_INLINE hn::Vec<DUB> operator()(const VF (&x)[4], VF unit) const {
     VI code[4];
-    for (int v = 0; v < 4; ++v) code[v] = to_code(y[v], hn::Set(DF(), kMaxPCode));
-    return pack_codes(code[0], code[1], code[2], code[3]);
+    for (int v = 0; v < 4; ++v) code[v] = to_code(exp2_nonpositive(hn::Mul(x[v], unit)), hn::Set(DF(), kMaxPCode));
+    return low_bytes(code[0], code[1], code[2], code[3]);
   }
 };
 #endif
 
-// Pass 1 of a row: x in place of the scores, and the largest x of each lane.
+// Pass 1 of 4 * kLanes keys: x in place of the scores, where kPlain without its factor, and the largest of each lane.
 template <bool kPlain>
-HWY_INLINE void row_scores(const SoftmaxTile& a, int row, float* HWY_RESTRICT lane_max) {
+HWY_INLINE void key_scores(const SoftmaxTile& a, int64_t j, bool first, float* HWY_RESTRICT lane_max) {
   const DF d;
   const DI di;
-  float* x_row = a.scores + row * a.stride;
-  const int32_t* s_row = reinterpret_cast<const int32_t*>(x_row);
-  const float* k_scale = a.k_scale;
-  const int64_t last = a.chunk_end * kChunk;
-  const VF factor = hn::Set(d, a.factor[row]);
+  const int rows = a.rows;
+  const int64_t stride = a.stride;
+  float* x_row = a.scores + j;
   const VF excluded = hn::Set(d, -INFINITY);
-  const VI begin = hn::Set(di, !kPlain && a.key_begin ? a.key_begin[row] : 0);
-  const VI end = hn::Set(di, !kPlain && a.key_end ? a.key_end[row] : INT32_MAX);
-  VF max = excluded;
-  for (int64_t j = a.chunk_begin * kChunk; j < last; j += 4 * kLanes) {
+  VF k_scale[4];
+  for (int v = 0; v < 4; ++v) k_scale[v] = hn::Load(d, a.k_scale + j + v * kLanes);
+  for (int row = 0; row < rows; ++row, x_row += stride, lane_max += kGroup) {
     VF x[4];
-    for (int v = 0; v < 4; ++v) x[v] = hn::ConvertTo(d, hn::Load(di, s_row + j + v * kLanes));
-    for (int v = 0; v < 4; ++v) x[v] = hn::Mul(x[v], hn::Load(d, k_scale + j + v * kLanes));
-    for (int v = 0; v < 4; ++v) x[v] = hn::Mul(x[v], factor);
-    for (int v = 0; !kPlain && v < 4; ++v) {
-      const int64_t at = j + v * kLanes;
-      if (a.softcap != 0.f) {
-        const VF cap = hn::Set(d, a.softcap);
-        x[v] = hn::Mul(hn::Tanh(d, hn::Div(hn::Add(x[v], hn::Set(d, a.offset[row])), cap)), cap);
+    for (int v = 0; v < 4; ++v) x[v] = hn::ConvertTo(d, hn::Load(di, reinterpret_cast<int32_t*>(x_row) + v * kLanes));
+    for (int v = 0; v < 4; ++v) x[v] = hn::Mul(x[v], k_scale[v]);
+    if constexpr (!kPlain) {
+      const VF factor = hn::Set(d, a.factor[row]);
+      const VI begin = hn::Set(di, a.key_begin ? a.key_begin[row] : 0);
+      const VI end = hn::Set(di, a.key_end ? a.key_end[row] : INT32_MAX);
+      for (int v = 0; v < 4; ++v) {
+        const int64_t at = j + v * kLanes;
+        x[v] = hn::Mul(x[v], factor);
+        if (a.softcap != 0.f) {
+          const VF cap = hn::Set(d, a.softcap);
+          x[v] = hn::Mul(hn::Tanh(d, hn::Div(hn::Add(x[v], hn::Set(d, a.offset[row])), cap)), cap);
+        }
+        if (a.bias != nullptr) x[v] = hn::Add(x[v], hn::LoadU(d, a.bias + row * a.bias_stride + at));
+        const VI key = hn::Iota(di, static_cast<int32_t>(at));
+        const auto inside = hn::And(hn::Ge(key, begin), hn::Lt(key, end));
+        x[v] = hn::IfThenElse(hn::RebindMask(d, inside), x[v], excluded);
       }
-      if (a.bias != nullptr) x[v] = hn::Add(x[v], hn::LoadU(d, a.bias + row * a.bias_stride + at));
-      const VI key = hn::Iota(di, static_cast<int32_t>(at));
-      const auto inside = hn::And(hn::Ge(key, begin), hn::Lt(key, end));
-      x[v] = hn::IfThenElse(hn::RebindMask(d, inside), x[v], excluded);
     }
-    for (int v = 0; v < 4; ++v) hn::Store(x[v], d, x_row + j + v * kLanes);
-    max = hn::Max(max, hn::Max(hn::Max(x[0], x[1]), hn::Max(x[2], x[3])));
+    for (int v = 0; v < 4; ++v) hn::Store(x[v], d, x_row + v * kLanes);
+    const VF max = hn::Max(hn::Max(x[0], x[1]), hn::Max(x[2], x[3]));
+    hn::Store(first ? max : hn::Max(max, hn::Load(d, lane_max)), d, lane_max);
   }
-  hn::Store(max, d, lane_max);
 }
 
 // Sums over the rows' P: integers for kTile, whose P are codes.
 template <PForm kForm>
 using SumTag = std::conditional_t<kForm == PForm::kTile, DI, DF>;
 
-// Pass 2 of a row: P from x, and the sum of each lane.
+// Pass 2 of 4 * kLanes keys: P from x, and the sum of each lane.
 template <PForm kForm>
-HWY_INLINE void row_exp(const SoftmaxTile& a, int row, float reference, const TileCodes& tile_codes,
-                        hn::TFromD<SumTag<kForm>>* HWY_RESTRICT lane_sum) {
+HWY_INLINE void key_exp(const SoftmaxTile& a, int64_t j, bool first, const float* reference, const float* unit,
+                        const TileCodes& tile_codes, hn::TFromD<SumTag<kForm>>* HWY_RESTRICT lane_sum) {
   const DF d;
   const SumTag<kForm> ds;
-  float* x_row = a.scores + row * a.stride;
-  const int64_t last = a.chunk_end * kChunk;
-  const VF ref = hn::Set(d, reference);
-  auto sum = hn::Zero(ds);
-  if constexpr (kForm == PForm::kHalf) {
-    const hn::Rebind<hwy::float16_t, DF> dh;
-    for (int64_t j = a.chunk_begin * kChunk; j < last; j += kLanes) {
-      const VF y = exp2_nonpositive(hn::Sub(hn::Load(d, x_row + j), ref));
-      const VF p = hn::PromoteTo(d, hn::DemoteTo(dh, y));
-      hn::Store(p, d, x_row + j);
-      sum = hn::Add(sum, p);
-    }
-  } else {
-    const DUB dub;
-    uint8_t* p_row = a.p + row * a.stride;
-    for (int64_t j = a.chunk_begin * kChunk; j < last; j += 4 * kLanes) {
-      VF x[4];
-      for (int v = 0; v < 4; ++v) x[v] = hn::Sub(hn::Load(d, x_row + j + v * kLanes), ref);
-      if constexpr (kForm == PForm::kTile) {
-        const auto codes = tile_codes(x);
-        hn::Store(codes, dub, p_row + j);
-        sum = hn::SumOfMulQuadAccumulate(ds, codes, hn::Set(DB(), int8_t{1}), sum);
-      } else {
-        VI code[4];
-        for (int v = 0; v < 4; ++v) {
-          const VF y = exp2_nonpositive(x[v]);
-          sum = hn::Add(sum, y);
-          code[v] = to_code(y, hn::Set(d, kMaxCode));
-        }
-        hn::Store(pack_codes(code[0], code[1], code[2], code[3]), dub, p_row + j);
+  const int rows = a.rows;
+  const int64_t stride = a.stride;
+  float* x_row = a.scores + j;
+  [[maybe_unused]] uint8_t* p_row = a.p + j;
+  for (int row = 0; row < rows; ++row, x_row += stride, p_row += stride, lane_sum += kGroup) {
+    const VF ref = hn::Set(d, reference[row]);
+    VF x[4];
+    for (int v = 0; v < 4; ++v) x[v] = hn::Sub(hn::Load(d, x_row + v * kLanes), ref);
+    auto sum = first ? hn::Zero(ds) : hn::Load(ds, lane_sum);
+    if constexpr (kForm == PForm::kTile) {
+      const auto codes = tile_codes(x, hn::Set(d, unit[row]));
+      hn::Store(codes, DUB(), p_row);
+      sum = hn::SumOfMulQuadAccumulate(ds, codes, hn::Set(DB(), int8_t{1}), sum);
+    } else if constexpr (kForm == PForm::kPaper) {
+      VI code[4];
+      for (int v = 0; v < 4; ++v) {
+        const VF y = exp2_nonpositive(x[v]);
+        sum = hn::Add(sum, y);
+        code[v] = to_code(y, hn::Set(d, kMaxCode));
+      }
+      hn::Store(low_bytes(code[0], code[1], code[2], code[3]), DUB(), p_row);
+    } else {
+      const hn::Rebind<hwy::float16_t, DF> dh;
+      for (int v = 0; v < 4; ++v) {
+        const VF p = hn::PromoteTo(d, hn::DemoteTo(dh, exp2_nonpositive(x[v])));
+        hn::Store(p, d, x_row + v * kLanes);
+        sum = hn::Add(sum, p);
       }
     }
+    hn::Store(sum, ds, lane_sum);
   }
-  hn::Store(sum, ds, lane_sum);
 }
 
 // 2^x that is 0 from -126 down, where the polynomial stops.
@@ -164,19 +172,33 @@ HWY_INLINE VF exp2_or_zero(VF x) {
   return hn::IfThenElseZero(hn::Gt(x, hn::Set(d, -126.f)), exp2_nonpositive(x));
 }
 
+// Nothing but the scales enters x, and they are positive: the largest of score * k_scale is that of x.
+HWY_INLINE bool is_plain(const SoftmaxTile& a) {
+  if (a.key_begin != nullptr || a.bias != nullptr || a.softcap != 0.f) return false;
+  const DF d;
+  bool positive = true;
+  for (int row = 0; row < a.rows; row += kLanes)
+    positive &= hn::AllTrue(d, hn::Ge(hn::LoadN(d, a.factor + row, a.rows - row), hn::Zero(d)));
+  return positive;
+}
+
 // Each pass goes over all rows before the next one, and what is one number per row is computed for 16 rows at once.
 template <PForm kForm>
 void softmax(const SoftmaxTile& a) {
   const DF d;
   const SumTag<kForm> ds;
-  HWY_ALIGN float lane_max[kRows * kGroup], tile_max[kRows], reference[kRows];
+  HWY_ALIGN float lane_max[kRows * kGroup], tile_max[kRows], reference[kRows], unit[kRows];
   HWY_ALIGN hn::TFromD<SumTag<kForm>> lane_sum[kRows * kGroup], sum[kRows];
   const VF excluded = hn::Set(d, -INFINITY);
   const int rows = a.rows;
-  if (a.key_begin == nullptr && a.bias == nullptr && a.softcap == 0.f) {
-    for (int row = 0; row < rows; ++row) row_scores<true>(a, row, lane_max + row * kGroup);
-  } else {
-    for (int row = 0; row < rows; ++row) row_scores<false>(a, row, lane_max + row * kGroup);
+  const int64_t begin = a.chunk_begin * kChunk, end = a.chunk_end * kChunk;
+  const bool plain = kForm == PForm::kTile && is_plain(a);
+  for (int64_t j = begin; j < end; j += 4 * kLanes) {
+    if (plain) {
+      key_scores<true>(a, j, j == begin, lane_max);
+    } else {
+      key_scores<false>(a, j, j == begin, lane_max);
+    }
   }
   for (int row = rows; row < kRows; ++row) {
     hn::Store(excluded, d, lane_max + row * kGroup);
@@ -185,7 +207,8 @@ void softmax(const SoftmaxTile& a) {
   reduce_rows(d, lane_max, tile_max, [](VF x, VF y) { return hn::Max(x, y); });
 
   for (int row = 0; row < kRows; row += kLanes) {
-    const VF tile = hn::Load(d, tile_max + row);
+    const VF gain = plain ? hn::Load(d, a.factor + row) : hn::Set(d, 1.f);
+    const VF largest = hn::Load(d, tile_max + row), tile = hn::Mul(largest, gain);
     const VF old = hn::Load(d, a.row_max + row);
     const VF max = hn::Max(old, tile);
     // a row that has seen no key keeps alpha = 1; its output and sum are 0
@@ -197,11 +220,13 @@ void softmax(const SoftmaxTile& a) {
     hn::Store(beta, d, a.beta + row);
     hn::Store(max, d, a.row_max + row);
     // where the tile has no key for the row, x - 0 = -inf makes every P zero
-    hn::Store(hn::IfThenZeroElse(none, ref), d, reference + row);
+    hn::Store(hn::IfThenZeroElse(none, kForm == PForm::kTile ? largest : max), d, reference + row);
+    hn::Store(TileCodes::unit(gain), d, unit + row);
   }
 
   const TileCodes tile_codes;
-  for (int row = 0; row < rows; ++row) row_exp<kForm>(a, row, reference[row], tile_codes, lane_sum + row * kGroup);
+  for (int64_t j = begin; j < end; j += 4 * kLanes)
+    key_exp<kForm>(a, j, j == begin, reference, unit, tile_codes, lane_sum);
   reduce_rows(ds, lane_sum, sum, [](auto x, auto y) { return hn::Add(x, y); });
   for (int row = 0; row < kRows; row += kLanes) {
     VF tile;
@@ -224,7 +249,7 @@ void find_quad_order(uint8_t* order) {
   HWY_ALIGN uint8_t key[kChunk];
   for (int j = 0; j < kChunk; j += 4 * kLanes) {
     const auto iota = [&](int v) { return hn::Iota(di, j + v * kLanes); };
-    hn::Store(pack_codes(iota(0), iota(1), iota(2), iota(3)), DUB(), key + j);
+    hn::Store(low_bytes(iota(0), iota(1), iota(2), iota(3)), DUB(), key + j);
   }
   for (int w = 0; w < kChunk / 4; ++w) order[w] = key[4 * w] / 4;
 }
@@ -248,7 +273,7 @@ void tile_codes_many(const float* x, uint8_t* out, int64_t count) {
     for (int j = 0; j < kChunk; j += 4 * kLanes) {
       VF part[4];
       for (int v = 0; v < 4; ++v) part[v] = hn::Load(DF(), chunk + j + v * kLanes);
-      hn::Store(tile_codes(part), DUB(), packed + j);
+      hn::Store(tile_codes(part, TileCodes::unit(hn::Set(DF(), 1.f))), DUB(), packed + j);
     }
     for (int w = 0; w < kChunk / 4; ++w) std::copy_n(packed + 4 * w, 4, codes + 4 * order[w]);
     std::copy_n(codes, std::min<int64_t>(kChunk, count - i), out + i);
