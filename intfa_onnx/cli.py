@@ -371,15 +371,17 @@ def build_engine(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing engine.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build a TensorRT engine of a rewritten model with TensorRT's Python package.
+    r"""Build a TensorRT engine of a rewritten model with TensorRT's Python package.
 
     Prints the commands that do the same with trtexec and Polygraphy, for a machine that has only those.
 
     [bold]Examples[/bold]
 
-    intfa-onnx build-engine model.trt.onnx -o model.plan --shapes ids:1x16,8x128,32x512 --shapes mask:1x16,8x128,32x512
+    intfa-onnx build-engine model.trt.onnx -o model.plan \
+    --shapes input_ids:1x16,8x128,32x512 --shapes attention_mask:1x16,8x128,32x512
 
-    intfa-onnx build-engine model.trt.onnx -o model.plan --shapes ids:8x128 --shapes mask:8x128 --dry-run
+    intfa-onnx build-engine model.trt.onnx -o model.plan --dry-run \
+    --shapes input_ids:8x128 --shapes attention_mask:8x128
     """
     from intfa_onnx import build_engine as building
 
