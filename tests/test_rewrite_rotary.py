@@ -22,14 +22,14 @@ def rotated(x: str, cos: str = "c", sin: str = "n") -> str:
     )
 
 
-def model(q: str, k: str, more: str = "", kv_heads: int = 2, outputs: str = "") -> onnx.ModelProto:
+def model(q: str, k: str, more: str = "", kv_heads: int = 2, outputs: str = "", opset: int = 18) -> onnx.ModelProto:
     """Attention on Q, K, V [B, S, heads, 16]; the nodes ``q`` and ``k`` make qr and kr of q and k, transposed."""
     repeat = "".join(
         f"{x}u = Unsqueeze ({source}, two)\n {x}e = Expand ({x}u, group)\n {x}w = Reshape ({x}e, heads)\n"
         for x, source in (("k", "kr"), ("v", "v"))
     )
     given = ", ".join(f"float[2, 5, {h}, 16] {n}" for n, h in (("Q", 4), ("K", kv_heads), ("V", kv_heads)))
-    text = f"""<ir_version: 9, opset_import: ["": 18]>
+    text = f"""<ir_version: 9, opset_import: ["": {opset}]>
         g ({given}, float[2, 5, 16] C, float[2, 5, 16] N{more}) => (float[2, 5, 64] Y{outputs}) {{
             zero = Constant <value = int64[1] {{0}}> ()
             half = Constant <value = int64[1] {{8}}> ()
@@ -88,6 +88,7 @@ PART = (
     "parts = Constant <value = int64[2] {12, 4}> ()\n six = Constant <value = int64[1] {6}> ()\n"
     "c12 = Slice (c, zero, twelve, channels)\n n12 = Slice (n, zero, twelve, channels)\n"
 ).replace("c12 =", "twelve = Constant <value = int64[1] {12}> ()\n c12 =")
+TABLES = ", float[2, 5, 8] A, float[2, 5, 8] N0"
 MOVED = {
     "rotary": (rotated("q"), rotated("k"), ""),
     "tables of two axes": (
@@ -104,6 +105,40 @@ MOVED = {
     ),
     "some of the channels": (PART + partly("q"), partly("k"), ""),
 }
+
+
+# Of opset 23: q, k, further inputs.
+OPERATORS = {
+    "rotary": ("qr = RotaryEmbedding <num_heads = 4> (q, A, N0)\n", "kr = RotaryEmbedding (k, A, N0)\n", TABLES),
+    "rotary, interleaved, of some channels": (
+        "qr = RotaryEmbedding <interleaved = 1, rotary_embedding_dim = 12> (q, A6, A6)\n",
+        "kr = RotaryEmbedding <rotary_embedding_dim = 12> (k, A6, A6)\n",
+        ", float[2, 5, 6] A6",
+    ),
+    "rotary by positions": (
+        "ids = Constant <value = int64[2, 5] {0, 3, 1, 4, 2, 5, 2, 0, 1, 3}> ()\n"
+        "qr = RotaryEmbedding (q, A8, A8, ids)\n",
+        "kr = RotaryEmbedding (k, A8, A8, ids)\n",
+        ", float[6, 8] A8",
+    ),
+    "norm, then rotary": (
+        "m = RMSNormalization (q, G)\n qr = RotaryEmbedding (m, A, N0)\n",
+        "o = RMSNormalization <axis = 3, epsilon = 0.1> (k, G)\n kr = RotaryEmbedding (o, A, N0)\n",
+        TABLES + ", float[16] G",
+    ),
+    "norm": ("qr = LayerNormalization (q, G, G)\n", "kr = LayerNormalization (k, G)\n", ", float[16] G"),
+}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operators_take_the_heads_as_they_lie(kind, kv_heads):
+    q, k, more = OPERATORS[kind]
+    given = model(q, k, more, kv_heads, opset=23)
+    rewritten = check_raise(given, values=values(given))
+    [node] = fused(rewritten)
+    assert attributes(node)["q_num_heads"] == 4
+    assert "Transpose" not in {n.op_type for n in rewritten.graph.node}
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -131,6 +166,7 @@ STAYS = {
         "",
         "",
     ),
+    "norm over tokens": ("qr = LayerNormalization <axis = 2> (q, G)\n", rotated("k"), ", float[5, 16] G", ""),
     "the first query added to each": (
         "q0 = Slice (q, zero, one, tokens)\n qr = Add (q0, q)\n",
         rotated("k"),

@@ -78,6 +78,11 @@ class _Moving:
             )
             inner = self.moved(first) if of_channels else None
             return Call("ReduceMean", (inner,), {"axes": [3], "keepdims": 1}) if inner is not None else None
+        if call.op_type in ("RMSNormalization", "LayerNormalization"):
+            inner = self.moved(first) if call.attributes.get("axis", -1) in (3, -1) else None
+            return Call(call.op_type, (inner, *call.inputs[1:]), call.attributes) if inner is not None else None
+        if call.op_type == "RotaryEmbedding":
+            return self._rotated(call)
         is_concat = call.op_type == "Concat" and call.attributes["axis"] in (3, -1)
         if not is_concat and call.op_type not in _ELEMENTWISE:
             return None
@@ -89,6 +94,17 @@ class _Moving:
         ]
         whole = [o for o in operands if o is not None]
         return Call(call.op_type, tuple(whole), call.attributes) if len(whole) == len(operands) else None
+
+    def _rotated(self, call: Call) -> Operand | None:
+        """Return what the operator RotaryEmbedding makes of [B, S, H*D], as [B, S, H, D]; its tables know no heads."""
+        x, *tables = call.inputs
+        heads, size = (self._view.dim(x, axis) if isinstance(x, ir.Value) else None for axis in (1, 3))
+        inner = self.moved(x)
+        if inner is None or heads is None or size is None:
+            return None
+        packed = Call("Reshape", (inner, Const(np.array([0, 0, -1], np.int64))))
+        rotated = Call(call.op_type, (packed, *tables), {**call.attributes, "num_heads": heads})
+        return Call("Reshape", (rotated, Const(np.array([0, 0, heads, size], np.int64))))
 
     def _part(self, x: Operand) -> Call | None:
         """Return a part of a Split of the channels as a Slice."""
