@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import subprocess
@@ -61,6 +62,18 @@ def test_name_size_and_content(wheel: Path, capsys: pytest.CaptureFixture[str]) 
     outside = {n for n in names if not n.startswith(("intfa_onnx/", "intfa_onnx-0.1.0.dist-info/"))}
     assert not outside, "only the package belongs into site-packages"
     assert not {n for n in names if n.endswith((".pyc", ".a", ".h", ".cpp"))}
+
+
+def test_metadata(wheel: Path) -> None:
+    """What a package index and a licence scanner read: names, not texts."""
+    content = zipfile.ZipFile(wheel)
+    folder = "intfa_onnx-0.1.0.dist-info"
+    metadata = email.message_from_bytes(content.read(f"{folder}/METADATA"))
+    assert (metadata["License-Expression"], metadata["License"]) == ("Apache-2.0", None)
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert content.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert metadata["Keywords"]
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
 
 
 @pytest.fixture(scope="module")
