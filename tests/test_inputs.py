@@ -11,8 +11,8 @@ import pytest
 from onnx import numpy_helper
 from small_models import attention_model, embedding_model
 
-from intfa_onnx.errors import ModelError
-from intfa_onnx.inputs import load_inputs, random_inputs
+from intfa_onnx.errors import ModelError, UnsupportedError
+from intfa_onnx.inputs import load_inputs, parse_shapes, random_inputs
 
 
 def test_integers_stay_in_range_and_masks_are_ones() -> None:
@@ -62,6 +62,23 @@ def test_integers_stay_within_what_they_index() -> None:
     feed = random_inputs(ir.from_proto(model))
     assert np.unique(feed["ids"]).tolist() == [0, 1, 2]
     assert np.unique(feed["flags"]).tolist() == [0, 1]
+
+
+def test_sizes_that_nobody_gives_and_truths() -> None:
+    """Two of the first axis, 32 of the others; booleans are both."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        m (bool[B, S] flags, float[S] x) => (bool[B, S] A, float[S] C) { A = Not (flags) C = Relu (x) }"""
+    )
+    feed = random_inputs(ir.from_proto(model))
+    assert (feed["flags"].shape, feed["x"].shape) == ((2, 32), (32,))
+    assert (feed["flags"].dtype, set(feed["flags"].ravel().tolist())) == (np.bool_, {False, True})
+
+
+def test_sizes_as_text() -> None:
+    assert parse_shapes(["a:0:1x128", "b:7"]) == {"a:0": (1, 128), "b": (7,)}
+    with pytest.raises(UnsupportedError, match="gives 'a' twice"):
+        parse_shapes(["a:1", "a:2"])
 
 
 def test_archive(tmp_path: Path) -> None:
