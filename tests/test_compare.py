@@ -46,6 +46,27 @@ def test_cosine_is_blind_to_size_and_rel_l2_is_not(identity: Path, tmp_path: Pat
     assert compare(identity, doubled, {"X": X}, max_rel_l2=1.1).passed
 
 
+def test_one_output_that_fails_fails_the_whole(tmp_path: Path) -> None:
+    """And its row says which one."""
+    text = """<ir_version: 9, opset_import: ["": 18]>
+      m (float[4] X) => (float[4] Y, float[4] Z) {{ Y = Identity (X) Z = {} (X) }}"""
+    for name, op in (("a", "Identity"), ("b", "Neg")):
+        onnx.save(onnx.parser.parse_model(text.format(op)), tmp_path / f"{name}.onnx")
+    found = compare(tmp_path / "a.onnx", tmp_path / "b.onnx", {"X": X})
+    assert not found.passed
+    assert [(o.name, o.passed) for o in found.outputs] == [("Y", True), ("Z", False)]
+
+
+def test_outputs_of_another_shape(identity: Path, tmp_path: Path) -> None:
+    """A shape that would broadcast is no match."""
+    other = tmp_path / "b.onnx"
+    text = """<ir_version: 9, opset_import: ["": 18]>
+      m (float[4] X) => (float[1] Y) { Y = ReduceMax <keepdims = 1> (X) }"""
+    onnx.save(onnx.parser.parse_model(text), other)
+    with pytest.raises(ModelError, match=r"output 'Y' has shape \(4,\) in one and \(1,\) in the other"):
+        compare(identity, other, {"X": X})
+
+
 def test_equal_infinities_and_nans_pass(identity: Path) -> None:
     x = np.array([1.0, np.inf, -np.inf, np.nan], np.float32)
     (y,) = compare(identity, identity, {"X": x}, min_cosine=1.0).outputs

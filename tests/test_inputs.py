@@ -44,6 +44,13 @@ def test_shapes_that_contradict_the_model(shapes: dict[str, tuple[int, ...]], me
         random_inputs(ir.from_proto(attention_model()), shapes)
 
 
+def test_an_input_of_unknown_rank() -> None:
+    model = attention_model()
+    model.graph.input[1].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="input 'K' is not a tensor of known rank; give it with --inputs"):
+        random_inputs(ir.from_proto(model))
+
+
 def test_integers_stay_within_what_they_index() -> None:
     """Rows of the smallest table, along the axis that is gathered; 0 or 1 where an integer indexes nothing."""
     model = onnx.parser.parse_model(

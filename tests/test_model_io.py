@@ -208,6 +208,27 @@ def test_failure_in_the_middle_keeps_what_was_to_be_replaced(tmp_path, monkeypat
     }
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_failure_between_two_files(tmp_path, monkeypatch, existing):
+    """The weights are in place when the model's rename fails: they go again, unless they took the place of others."""
+    source, target = folders(tmp_path)
+    path = external_model(source)
+    array = weights(source)
+    if existing:
+        (target / "weights.bin").write_bytes(b"precious")
+    result, replace = intfa_onnx.rewrite(path), os.replace
+
+    def fail_at_the_model(old, new):
+        if Path(new).suffix == ".onnx":
+            raise OSError(5, "Input/output error")
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", fail_at_the_model)
+    with pytest.raises(ModelError, match="Input/output error"):
+        result.save(target / "out.onnx", force=True)
+    assert {f.name: f.read_bytes() for f in target.iterdir()} == ({"weights.bin": array.tobytes()} if existing else {})
+
+
 def test_output_is_readable_by_others(model_path, tmp_path):
     """A temporary file is private; the result follows the umask, as any other file."""
     intfa_onnx.rewrite(model_path).save(tmp_path / "out.onnx")

@@ -154,6 +154,21 @@ def test_a_tensor_of_the_batch_alone_is_reshaped(tmp_path: Path) -> None:
     assert list(mean.reshape.shape) == []
 
 
+@pytest.mark.parametrize(
+    ("declared_type", "message"),
+    [
+        (onnx.helper.make_tensor_type_proto(onnx.TensorProto.COMPLEX64, ["B"]), "'extra' is COMPLEX64 .*Add a Cast"),
+        (onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None), "'extra' has no shape. Run onnx.shape_inf"),
+    ],
+    ids=["type", "shape"],
+)
+def test_a_tensor_that_triton_cannot_declare(declared_type: onnx.TypeProto, message: str, tmp_path: Path) -> None:
+    proto = attention_model()
+    proto.graph.input.add(name="extra").type.CopyFrom(declared_type)
+    with pytest.raises(UnsupportedError, match=message):
+        serve_layout.write(tmp_path / "repo", rewritten(proto, tmp_path), max_batch_size=0)
+
+
 def test_names_are_quoted(tmp_path: Path) -> None:
     proto = attention_model()
     proto.graph.output[0].name = proto.graph.node[-1].output[0] = 'odd "name" \\ é'
