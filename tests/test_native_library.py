@@ -111,11 +111,13 @@ def sanitized() -> Path:
     [
         ("cpu_edge_shapes", "", r"\d{4,} runs\n"),
         ("cpu_edge_shapes", "avx2", r"\d{4,} runs\n"),
+        pytest.param("cpu_edge_shapes", "sse2", r"\d{4,} runs\n", marks=pytest.mark.slow),
+        pytest.param("cpu_edge_shapes", "avx512", r"\d{4,} runs\n", marks=pytest.mark.slow),
         ("cpu_edge_shapes_amx", "", r"\d{4,} runs\n"),
         ("amx_products", "", r"\d{4,} tile products, all equal to the portable unit's\n"),
         ("amx_products", "avx512vnni", r"AMX left out\n"),
     ],
-    ids=["cpu_edge_shapes", "cpu_edge_shapes avx2", "cpu_edge_shapes_amx", "amx_products", "no amx_products"],
+    ids=["edge shapes", "on avx2", "on sse2", "on avx512", "on amx", "amx products", "without amx"],
 )
 def test_cpu_core_under_sanitizers(sanitized: Path, program: str, limit: str, says: str) -> None:
     """Nothing is read or written outside, no undefined behaviour, and each driver's own checks hold."""
