@@ -281,6 +281,26 @@ def test_near_misses_stay(kind):
         assert re.search(f"the mask stays .*{reason}", attention.notes[-1]), attention.notes
 
 
+# Conditions on [batch, queries, keys], which are given an axis for the heads at last, as Gemma's embedding model does.
+HEADLESS = (
+    "p3 = Unsqueeze (Ab, single)\n k3 = Unsqueeze (kr, zero_one)\n qs2 = Unsqueeze (qp, single)\n"
+    "c3 = LessOrEqual (k3, qs2)\n"
+)
+
+
+@pytest.mark.parametrize("padding", ["x = And (c3, p3)", "n = Not (c3)\n m = Not (p3)\n o = Or (n, m)\n x = Not (o)"])
+@pytest.mark.parametrize("attention", [ADDED, WRITTEN, GUARDED], ids=["added", "written", "guarded"])
+def test_padding_without_an_axis_of_heads(attention, padding):
+    rewritten = check(build(f"{HEADLESS} {padding}\n C = Unsqueeze (x, single)", attention))
+    [node] = fused(rewritten)
+    assert limits(node) == IS_CAUSAL
+
+
+def test_padding_of_each_head_is_not_that_of_the_batch():
+    """[heads, 1, keys], which may not be taken for [batch, 1, keys]."""
+    check(build(CAUSAL + "C = And (c, H)", ADDED, inputs=", bool[4, 1, T] H"))
+
+
 # A bias N of the heads: ALiBi [1, H, 1, T], and one of relative positions [1, H, S, T], made of constants.
 SLOPES = "slopes = Constant <value = float[4] {0.5, 0.25, 0.125, 0.0625}> ()\n sl = Unsqueeze (slopes, ends)\n"
 BIASES = {

@@ -309,7 +309,7 @@ def _values(x: Operand) -> list[ir.Value]:
 
 def _conjunction(padding: tuple[Given, ...], shared: Callable[[Operand], Operand]) -> Operand | None:
     """Return the boolean mask [.., 1, Skv] of all conditions on the key alone; None where there is none."""
-    terms: list[Operand] = [t.value if t.wanted else Call("Not", (t.value,)) for t in padding]
+    terms = [t.mask() for t in padding]
     return shared(reduce(lambda a, b: Call("And", (a, b)), terms)) if terms else None
 
 
@@ -323,7 +323,7 @@ def _average_rows(
     """
     packed, small = bool(match.attributes.get("q_num_heads")), _conjunction(padding, shared)
     assert small is not None
-    if any((view.dims.of(t.value) or ())[1:3] != (1, 1) for t in padding):
+    if any((view.dims.of(t.value) or ())[1:3] != (1, 1) and not t.without_heads for t in padding):
         raise _Stays("its padding is not [batch, 1, 1, keys]")
     if not band.square and band.offset == Linear():
         raise _Stays("rows without a key average over all keys, and the queries are not at the last places")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from intfa_onnx.patterns.linear import Linear
+from intfa_onnx.patterns.match import Call, Operand
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Given:
 
     value: ir.Value
     wanted: bool
+    without_heads: bool = False  # it is [batch, 1, keys], its first axis the mask's, which has one for heads behind it
+
+    def mask(self) -> Operand:
+        """Return where it holds, its axes aligned with the last ones of the mask."""
+        value = Call("Unsqueeze", (self.value,), {"axes": [1]}) if self.without_heads else self.value
+        return value if self.wanted else Call("Not", (value,))
 
 
 Conjunction = tuple[AtLeastZero | Given, ...]

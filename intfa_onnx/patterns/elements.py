@@ -195,18 +195,22 @@ class Elements:
             obstacle, found = self.obstacle, self._truth(x, index, wanted)
             self._depth -= 1
             understood = found is not None and not any(isinstance(t, Given) for t in found)
-            if isinstance(x, ir.Value) and not understood and self._is_given(x, index):
+            if isinstance(x, ir.Value) and not understood and (given := self._given(x, index, wanted)) is not None:
                 # The highest value that does not depend on the query: no other nodes are needed.
-                self.obstacle, found = obstacle, (Given(x, wanted),)
+                self.obstacle, found = obstacle, (given,)
             if found is None:
                 self._miss(x)
             self._truths[key] = found
         return self._truths[key]
 
-    def _is_given(self, x: ir.Value, index: Index) -> bool:
+    def _given(self, x: ir.Value, index: Index, wanted: bool) -> Given | None:
         sizes = self._view.dims.of(x)
-        is_bool = self._view.dtype(x) == ir.DataType.BOOL
-        return is_bool and sizes is not None and sizes[-2:-1] == (1,) and index == _without_ones(sizes)
+        if self._view.dtype(x) != ir.DataType.BOOL or sizes is None or sizes[-2:-1] != (1,):
+            return None
+        if index == _without_ones(sizes):
+            return Given(x, wanted)
+        without_heads = index == (Linear.of(Axis(4)), _ZERO, Linear.of(Axis(1)))
+        return Given(x, wanted, without_heads) if without_heads else None
 
     def _miss(self, x: Operand) -> None:
         node = x.producer() if isinstance(x, ir.Value) else None

@@ -2,7 +2,7 @@
 
 That works on each head alone, with cosines and sines that are the same for all heads: it can as well be done to
 [B, S, H, D], as the projection gives it, and then the operator reads that. What it takes is those tables with their
-axes in the other order, which are small, and one for all layers.
+axes in the other order, which are small, and one for all layers; ONNX's RotaryEmbedding takes either layout.
 """
 
 from __future__ import annotations
