@@ -134,6 +134,5 @@ def test_absorbed(exported):
         assert name == "vit" or "mask" in features
         if opset != 23:  # where they are the standard operator's own
             assert {"k_transpose", "scale"} <= features
-        # The operator RotaryEmbedding stands between the heads' Transpose and the product, and has an order of its own.
-        assert ("bshd" in features) == ((name, opset) != ("llama", 23))
+        assert "bshd" in features
         assert ("gqa" in features) == (name == "llama")
