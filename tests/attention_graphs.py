@@ -166,6 +166,13 @@ VARIANTS = {
         + TAIL,
         MASK,
     ),
+    "softcap, mask, then a factor": (
+        KT
+        + "s = MatMul (Q, Kt)\n t = Div (s, scale)\n u = Tanh (t)\n v = Mul (u, scale)\n w = Add (v, M)\n"
+        + "half = Constant <value = float {-0.5}> ()\n X = Mul (w, half)\n"
+        + TAIL,
+        MASK,
+    ),
     "dropout": (
         KT + "X = MatMul (Q, Kt)\n p = Softmax <axis = -1> (X)\n P = Dropout (p)\n Y = MatMul (P, V)",
         "",

@@ -71,6 +71,15 @@ NEGATIVES = {
         ", float[B, 2, S, T] P",
         "output of the graph",
     ),
+    "masked scores scaled up": (
+        KT
+        + "low = Constant <value = float {-1e4}> ()\n s = MatMul (Q, Kt)\n t = Where (M, s, low)\n"
+        + "X = Div (t, scale)\n"
+        + TAIL,
+        BOOL,
+        "",
+        "scales masked scores up",
+    ),
     "probabilities used twice": (
         KT + "X = MatMul (Q, Kt)\n" + TAIL + "\n Z = Mul (P, scale)",
         "",

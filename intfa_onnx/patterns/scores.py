@@ -209,7 +209,9 @@ def _read_factor(view: View, meaning: Scores, node: ir.Node, other: ir.Value) ->
     constant = view.scalar(other)
     if constant is not None and constant != 0:
         factor = constant if node.op_type == "Mul" else 1 / constant
-        if meaning.tanh:
+        if meaning.overwritten is not None and factor > 1:
+            raise NoMatch(f"'{node_name(node)}' scales masked scores up, and would take the least float out of range")
+        if meaning.softcap:  # what follows the Tanh is outside of it, whatever stands between
             meaning.softcap *= factor
         else:
             meaning.scale *= factor
@@ -224,7 +226,7 @@ def _read_factor(view: View, meaning: Scores, node: ir.Node, other: ir.Value) ->
             meaning.tanh = False
             return
         raise NoMatch(f"'{node_name(node)}' scales the scores by a tensor that may differ from key to key")
-    if meaning.mask is not None or meaning.tanh:
+    if meaning.mask is not None or meaning.softcap:
         raise NoMatch(f"'{node_name(node)}' scales the scores by a run-time tensor after the mask or softcap")
     if (meaning.shape is not None or meaning.merged_heads is not None) and (view.rank(other) or 0) > 2:
         raise NoMatch(f"'{node_name(node)}' scales reshaped scores by a run-time tensor")
