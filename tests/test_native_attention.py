@@ -271,6 +271,17 @@ def test_exp2_is_within_one_ulp() -> None:
     assert y[0] == 1.0
 
 
+def test_sign_of_a_scale_does_not_matter() -> None:
+    """With -q_scale the codes of Q have the other sign, and so have the scores: the same x, to the bit."""
+    case = next(case for case in CASES if case.static_scales and case.dtype == "float32")
+    call = make_call(case)
+    assert call.run() == (OK, "")
+    y = call.arrays["y"].copy()
+    call.arrays["q_scale"] *= -1
+    assert call.run() == (OK, "")
+    np.testing.assert_array_equal(call.arrays["y"], y)
+
+
 def test_codes_of_p() -> None:
     """Rounded, or those of the grid; either way up to ties of what they are rounded from, known to some ulp."""
     x = np.concatenate([np.linspace(-12, 0, 400_001), [-126, -1e30, -np.inf]]).astype(np.float32)

@@ -175,7 +175,7 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
   const GroupKeys& group = groups[first / kRows];
   if (first_key >= group.end || first_key + keys <= group.begin) return;
   int32_t begin[kRows], end[kRows];
-  int64_t any_begin = 0, any_end = keys;
+  int64_t any_begin = 0, any_end = keys, all_begin = 0, all_end = keys;
   const bool whole = group.all_begin <= first_key && first_key + keys <= group.all_end && keys % kChunk == 0;
   if (!whole) {
     any_begin = keys;
@@ -183,6 +183,8 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
     for (int r = 0; r < count; ++r) {
       begin[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_begin[first + r] - first_key, 0, keys));
       end[r] = static_cast<int32_t>(std::clamp<int64_t>(block.key_end[first + r] - first_key, begin[r], keys));
+      all_begin = std::max<int64_t>(all_begin, begin[r]);
+      all_end = std::min<int64_t>(all_end, end[r]);
       if (begin[r] >= end[r]) continue;
       any_begin = std::min<int64_t>(any_begin, begin[r]);
       any_end = std::max<int64_t>(any_end, end[r]);
@@ -221,8 +223,10 @@ void BlockTask::tile_rows(int64_t index, int first, int count, Bias bias) const 
                 .chunk_end = chunk_end,
                 .k_scale = head.k_scale + tile_key,
                 .factor = block.row_factor + first,
-                .key_begin = whole ? nullptr : begin,
-                .key_end = whole ? nullptr : end,
+                .key_begin = begin,
+                .key_end = end,
+                .all_begin = all_begin,
+                .all_end = all_end,
                 .bias = bias == Bias::kNone ? nullptr : block.bias,
                 .bias_stride = bias == Bias::kShared ? 0 : layout.tile_stride,
                 .softcap = p.softcap * kLog2E,

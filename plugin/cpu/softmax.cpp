@@ -86,14 +86,14 @@ struct TileCodes {
 #endif
 
 // Pass 1 of 4 * kLanes keys: x in place of the scores, where kPlain without its factor, and the largest of each lane.
-template <bool kPlain>
+// kAll: all rows attend all of these keys.
+template <bool kPlain, bool kAll>
 HWY_INLINE void key_scores(const SoftmaxTile& a, int64_t j, bool first, float* HWY_RESTRICT lane_max) {
   const DF d;
   const DI di;
   const int rows = a.rows;
   const int64_t stride = a.stride;
   float* x_row = a.scores + j;
-  const VF excluded = hn::Set(d, -INFINITY);
   VF k_scale[4];
   for (int v = 0; v < 4; ++v) k_scale[v] = hn::Load(d, a.k_scale + j + v * kLanes);
   for (int row = 0; row < rows; ++row, x_row += stride, lane_max += kGroup) {
@@ -101,20 +101,19 @@ HWY_INLINE void key_scores(const SoftmaxTile& a, int64_t j, bool first, float* H
     for (int v = 0; v < 4; ++v) x[v] = hn::ConvertTo(d, hn::Load(di, reinterpret_cast<int32_t*>(x_row) + v * kLanes));
     for (int v = 0; v < 4; ++v) x[v] = hn::Mul(x[v], k_scale[v]);
     if constexpr (!kPlain) {
-      const VF factor = hn::Set(d, a.factor[row]);
-      const VI begin = hn::Set(di, a.key_begin ? a.key_begin[row] : 0);
-      const VI end = hn::Set(di, a.key_end ? a.key_end[row] : INT32_MAX);
+      const VF factor = hn::Set(d, a.factor[row]), cap = hn::Set(d, a.softcap);
       for (int v = 0; v < 4; ++v) {
-        const int64_t at = j + v * kLanes;
         x[v] = hn::Mul(x[v], factor);
-        if (a.softcap != 0.f) {
-          const VF cap = hn::Set(d, a.softcap);
-          x[v] = hn::Mul(hn::Tanh(d, hn::Div(hn::Add(x[v], hn::Set(d, a.offset[row])), cap)), cap);
-        }
-        if (a.bias != nullptr) x[v] = hn::Add(x[v], hn::LoadU(d, a.bias + row * a.bias_stride + at));
-        const VI key = hn::Iota(di, static_cast<int32_t>(at));
+        if (a.softcap != 0.f) x[v] = hn::Mul(hn::Tanh(d, hn::Div(hn::Add(x[v], hn::Set(d, a.offset[row])), cap)), cap);
+        if (a.bias != nullptr) x[v] = hn::Add(x[v], hn::LoadU(d, a.bias + row * a.bias_stride + j + v * kLanes));
+      }
+    }
+    if constexpr (!kAll) {
+      const VI begin = hn::Set(di, a.key_begin[row]), end = hn::Set(di, a.key_end[row]);
+      for (int v = 0; v < 4; ++v) {
+        const VI key = hn::Iota(di, static_cast<int32_t>(j + v * kLanes));
         const auto inside = hn::And(hn::Ge(key, begin), hn::Lt(key, end));
-        x[v] = hn::IfThenElse(hn::RebindMask(d, inside), x[v], excluded);
+        x[v] = hn::IfThenElse(hn::RebindMask(d, inside), x[v], hn::Set(d, -INFINITY));
       }
     }
     for (int v = 0; v < 4; ++v) hn::Store(x[v], d, x_row + v * kLanes);
@@ -174,12 +173,11 @@ HWY_INLINE VF exp2_or_zero(VF x) {
 
 // Nothing but the scales enters x, and they are positive: the largest of score * k_scale is that of x.
 HWY_INLINE bool is_plain(const SoftmaxTile& a) {
-  if (a.key_begin != nullptr || a.bias != nullptr || a.softcap != 0.f) return false;
   const DF d;
-  bool positive = true;
+  bool plain = a.bias == nullptr && a.softcap == 0.f;
   for (int row = 0; row < a.rows; row += kLanes)
-    positive &= hn::AllTrue(d, hn::Ge(hn::LoadN(d, a.factor + row, a.rows - row), hn::Zero(d)));
-  return positive;
+    plain &= hn::AllTrue(d, hn::Ge(hn::LoadN(d, a.factor + row, a.rows - row), hn::Zero(d)));
+  return plain;
 }
 
 // Each pass goes over all rows before the next one, and what is one number per row is computed for 16 rows at once.
@@ -194,10 +192,15 @@ void softmax(const SoftmaxTile& a) {
   const int64_t begin = a.chunk_begin * kChunk, end = a.chunk_end * kChunk;
   const bool plain = kForm == PForm::kTile && is_plain(a);
   for (int64_t j = begin; j < end; j += 4 * kLanes) {
-    if (plain) {
-      key_scores<true>(a, j, j == begin, lane_max);
+    const bool all = a.all_begin <= j && j + 4 * kLanes <= a.all_end;
+    if (plain && all) {
+      key_scores<true, true>(a, j, j == begin, lane_max);
+    } else if (plain) {
+      key_scores<true, false>(a, j, j == begin, lane_max);
+    } else if (all) {
+      key_scores<false, true>(a, j, j == begin, lane_max);
     } else {
-      key_scores<false>(a, j, j == begin, lane_max);
+      key_scores<false, false>(a, j, j == begin, lane_max);
     }
   }
   for (int row = rows; row < kRows; ++row) {
@@ -208,12 +211,13 @@ void softmax(const SoftmaxTile& a) {
 
   for (int row = 0; row < kRows; row += kLanes) {
     const VF gain = plain ? hn::Load(d, a.factor + row) : hn::Set(d, 1.f);
-    const VF largest = hn::Load(d, tile_max + row), tile = hn::Mul(largest, gain);
+    const VF largest = hn::Load(d, tile_max + row);
+    const auto none = hn::Eq(largest, excluded);
+    const VF tile = hn::IfThenElse(none, excluded, hn::Mul(largest, gain));
     const VF old = hn::Load(d, a.row_max + row);
     const VF max = hn::Max(old, tile);
     // a row that has seen no key keeps alpha = 1; its output and sum are 0
     const VF alpha = hn::IfThenElse(hn::Eq(max, excluded), hn::Set(d, 1.f), exp2_or_zero(hn::Sub(old, max)));
-    const auto none = hn::Eq(tile, excluded);
     const VF ref = kForm == PForm::kTile ? tile : max;
     const VF beta = hn::IfThenZeroElse(none, exp2_or_zero(hn::Sub(ref, max)));
     hn::Store(alpha, d, a.alpha + row);

@@ -20,16 +20,17 @@ struct SoftmaxTile {
   int chunk_begin, chunk_end;
   const float* k_scale;      // of the tile's keys
   const float* factor;       // [rows] x = score * k_scale * factor
-  const int32_t* key_begin;  // [rows] attended keys, relative to the tile; null: all keys of all chunks
+  const int32_t* key_begin;  // [rows] attended keys, relative to the tile
   const int32_t* key_end;
-  const float* bias;    // mask in log2, added to x; null: none
-  int64_t bias_stride;  // 0: one row for all
-  float softcap;        // log2 units; 0: none
-  const float* offset;  // [rows] added before the cap, log2 units
-  float* row_max;       // [rows] running, log2; in and out
-  float* row_sum;       // [rows] running; in and out
-  float* alpha;         // [kRows] out
-  float* beta;          // [kRows] out
+  int64_t all_begin, all_end;  // keys that all rows attend
+  const float* bias;           // mask in log2, added to x; null: none
+  int64_t bias_stride;         // 0: one row for all
+  float softcap;               // log2 units; 0: none
+  const float* offset;         // [rows] added before the cap, log2 units
+  float* row_max;              // [rows] running, log2; in and out
+  float* row_sum;              // [rows] running; in and out
+  float* alpha;                // [kRows] out
+  float* beta;                 // [kRows] out
 };
 
 using SoftmaxFn = void (*)(const SoftmaxTile&);
