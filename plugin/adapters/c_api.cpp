@@ -11,7 +11,7 @@
 
 #include "core/c_problem.h"
 #include "cpu/inspect.h"
-#include "cpu/int8_product.h"
+#include "cpu/instruction_set.h"
 #include "cpu/softmax.h"
 #include "cuda/dispatch.h"
 
@@ -124,3 +124,5 @@ INTFA_API void intfa_tile_codes_cpu(const float* x, uint8_t* out, int64_t count)
   intfa::cpu::choose_instruction_set();
   intfa::cpu::tile_codes_array(x, out, count);
 }
+
+INTFA_API const char* intfa_cpu_instruction_set(void) { return intfa::cpu::instruction_set(); }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/instruction_set.h"
+
 #if defined(INTFA_AMX_EMULATION)
 #include INTFA_AMX_EMULATION  // the tile instructions in plain C++, for tests
 #define INTFA_AMX_FUNCTION

@@ -10,6 +10,7 @@
 #include "core/numerics.h"
 #include "cpu/amx.h"
 #include "cpu/code_product.h"
+#include "cpu/instruction_set.h"
 #include "cpu/int8_product.h"
 #include "cpu/pack.h"
 #include "cpu/prefetch.h"

@@ -6,7 +6,7 @@
 #include <new>
 
 #include "core/numerics.h"
-#include "cpu/int8_product.h"
+#include "cpu/instruction_set.h"
 #include "cpu/pack.h"
 #include "cpu/softmax.h"
 

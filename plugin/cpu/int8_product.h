@@ -2,7 +2,6 @@
 // unit.
 #pragma once
 
-#include "cpu/instruction_set.h"
 #include "cpu/layout.h"
 
 namespace intfa::cpu {
