@@ -34,6 +34,8 @@ def feed(model: onnx.ModelProto, seqlen_q: int = 5, seqlen_kv: int = 7, seed: in
         shape = [sizes.get(d.dim_param, d.dim_value) for d in tensor.shape.dim]
         if tensor.elem_type == TensorProto.BOOL:
             values[value.name] = rng.random(shape) > 0.4
+            if len(shape) > 1 and shape[-2] > 1:
+                values[value.name][..., 0, :] = False
         else:
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             values[value.name] = rng.standard_normal(shape).astype(dtype)

@@ -238,6 +238,39 @@ def test_float32_softmax_in_a_half_model():
     check_same(run(rewritten, values)[0], run(model, values)[0], half=True)
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "X = Where (M, s, low)",
+        "t = Where (M, s, low)\n X = Mul (t, half)",
+        "t = Add (s, N)\n X = Where (M, t, low)",
+        "t = Where (M, s, low)\n X = Add (t, R)",
+        "t = Where (M, s, low)\n X = Max (t, low)",
+        "t = Where (M, s, low)\n u = Cast <to = 1> (t)\n X = Add (u, F)",
+        "t = Add (s, N)\n u = Cast <to = 1> (t)\n X = Add (u, F)",
+        "t = Cast <to = 1> (s)\n u = Add (t, F)\n v = Cast <to = 10> (u)\n X = Where (M, v, low)",
+    ],
+    ids=["where", "factor", "bias before", "of the row", "floor", "to float32", "biases of two types", "to float16"],
+)
+@pytest.mark.parametrize("lowest", [-65504, -10000])
+def test_rows_without_a_key_in_half_precision(mask: str, lowest: float) -> None:
+    """The least float16 does not swallow a score in float32: such rows were a softmax of their scores, no average."""
+    body = (
+        f"low32 = Constant <value = float {{{lowest}}}> ()\n low = Cast <to = 10> (low32)\n"
+        f"half = Cast <to = 10> (scale)\n {KT} s = MatMul (Q, Kt)\n {mask}\n"
+        "p = Softmax <axis = -1> (X)\n P = Cast <to = 10> (p)\n Y = MatMul (P, V)"
+    )
+    more = ", float16[1, 2, S, T] N, float16[1, 2, S, 1] R, float[1, 2, S, 1] F"
+    model = parse(body, BOOL + more)
+    for value in (*model.graph.input[:3], *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    result = intfa_onnx.rewrite(model, portable=True)
+    assert [a.decision for a in result.attentions] == ["replaced"]
+    values = feed(model)
+    values["M"][:, :, 0] = False
+    check_same(run(result.to_proto(), values)[0], run(model, values)[0], half=True)
+
+
 # Each ends in a boolean C: true = attend, or in N: true = excluded.
 RANGES = (
     "i0 = Constant <value = int64 {0}> ()\n i1 = Constant <value = int64 {1}> ()\n"

@@ -131,7 +131,8 @@ def _absorbed(view: View, match: AttentionMatch, mask: Operand, reader: Elements
             average = _average_rows(view, match, band, padding, shared)
             outputs = {**match.outputs, pv_out: substitute(result, average)}
     elif np.isfinite(fill) and small is not None:
-        values = (Const(np.array(x, match.dtype.numpy())) for x in (0, max(fill, lowest)))
+        kind = ir.DataType.FLOAT if match.dtype == ir.DataType.FLOAT16 else match.dtype  # see _overwrite of scores.py
+        values = (Const(np.array(x, kind.numpy())) for x in (0, max(fill, float(kind.min))))
         small = shared(Call("Where", (small, *values)))
     if biases:
         bias = reduce(lambda a, b: Call("Add", (a, b)), biases)

@@ -48,6 +48,8 @@ class Scores:
     merged_heads: int | None = None  # heads that the first of three axes of Q K^T holds, where the mask has four axes
     may_exclude: bool = False  # some key may get -inf
     overwritten: float | None = None  # finite value that masked scores have at this point
+    recast: bool = False  # the scores have another type than the mask
+    wide: bool = False  # the mask is of float32, the scores may not be
     times: ir.Value | None = None  # of zeros and ones: the scores were multiplied by it, and the addition has to follow
     biases: list[ir.Value] = field(default_factory=list)  # what was added
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
@@ -87,6 +89,8 @@ def read_scores(
         op = node.op_type
         other = node.inputs[1 - index] if op in ("Mul", "Div", "Add", "Sub", "Min") else None
         if keeps_value(view, node):
+            changed = view.dtype(node.inputs[0]) != view.dtype(node.outputs[0])
+            meaning.recast = meaning.recast or (changed and meaning.mask is not None)
             continue
         if op in SAME_ELEMENTS:
             reshapes.append(node)
@@ -216,7 +220,8 @@ def _read_factor(view: View, meaning: Scores, node: ir.Node, other: ir.Value) ->
         else:
             meaning.scale *= factor
         if meaning.mask is not None:
-            meaning.mask = Call(node.op_type, (meaning.mask, other))
+            factor_of_mask = _of_mask_type(meaning, other)
+            meaning.mask = Call(node.op_type, (meaning.mask, factor_of_mask))
         if meaning.overwritten is not None:
             meaning.overwritten *= factor
         return
@@ -266,6 +271,7 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
     bias = Call("Neg", (bias,)) if node.op_type == "Sub" else bias
     meaning.biases.append(other)
     meaning.tanh = False
+    bias = _of_mask_type(meaning, bias)
     meaning.mask = bias if meaning.mask is None else Call("Add", (meaning.mask, bias))
     # Whether a run-time mask holds -inf cannot be known; finfo.min, the usual case of an Add, is finite.
     meaning.may_exclude = meaning.may_exclude or _makes_minus_inf(view, other)
@@ -292,6 +298,22 @@ def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     _overwrite(view, meaning, node, _in_order(view, meaning, condition), value, kept=index)
 
 
+def _of_mask_type(meaning: Scores, x: Operand) -> Operand:
+    """Return what is to meet the mask in one type with it: float32, which may change the mask's, or that of both."""
+    if meaning.recast:
+        _widen(meaning)
+    return _float32(x) if meaning.wide else x
+
+
+def _widen(meaning: Scores) -> None:
+    if not meaning.wide:
+        meaning.wide, meaning.mask = True, None if meaning.mask is None else _float32(meaning.mask)
+
+
+def _float32(x: Operand) -> Operand:
+    return Call("Cast", (x,), {"to": int(ir.DataType.FLOAT)})
+
+
 def _read_minimum(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> None:
     """Read ``Min(scores, Where(c, largest, least))``, of the largest and the least number of the type, as a Where."""
     where, dtype = other.producer(), float_dtype(view.dtype(other))
@@ -313,7 +335,14 @@ def _overwrite(view: View, meaning: Scores, node: ir.Node, condition: Operand, v
         if meaning.overwritten not in (None, value):
             raise NoMatch(f"'{node_name(node)}' overwrites scores with {value:g}, others have {meaning.overwritten:g}")
         meaning.overwritten = value
-    # A finite value is the same for all keys of a fully masked row, which makes it uniform; finfo.min keeps that.
+        # A finite value is the same for all keys of a fully masked row, which makes it uniform. finfo.min keeps that;
+        # float16's does not, for the operator adds in float32, where it swallows no score.
+        if dtype == ir.DataType.FLOAT16:
+            _widen(meaning)
+    if meaning.recast:
+        _widen(meaning)
+    if meaning.wide:
+        dtype = ir.DataType.FLOAT
     masked = Const(np.array(-np.inf if excluded else float(dtype.min)).astype(dtype.numpy()))
     unmasked: Operand = Const(np.array(0, dtype.numpy())) if meaning.mask is None else meaning.mask
     meaning.mask = Call("Where", (condition, *((unmasked, masked) if kept == 1 else (masked, unmasked))))
@@ -330,7 +359,10 @@ def _read_floor(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
     if floor is None or floor > _MASKED or meaning.tanh:
         raise NoMatch(f"'{node_name(node)}' bounds the scores from below by more than a mask does")
     if meaning.mask is not None:
-        meaning.mask = Call("Max", (meaning.mask, others[0]))
+        if meaning.recast or view.dtype(node.outputs[0]) == ir.DataType.FLOAT16:
+            _widen(meaning)
+        least: Operand = Const(np.array(np.finfo(np.float32).min)) if meaning.wide else others[0]
+        meaning.mask = Call("Max", (meaning.mask, least))
         meaning.may_exclude = False
 
 
