@@ -41,6 +41,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "full INT8 (paper)": {"scheme": "paper", "precision": "int8"},
     "int8_qk": {"scheme": "tile", "precision": "int8_qk"},
     "int8": {"scheme": "tile", "precision": "int8"},
+    "int8, CPU": {"scheme": "tile", "precision": "int8", "code_grid": True},
 }
 FP8 = "FP8 e4m3"
 HEADS, ROWS, SEED = 2, 256, 0
@@ -137,6 +138,7 @@ rounding.
 | full INT8 (paper) | the same with V in INT8 per head, P as s8 against the running maximum: `scheme=paper` |
 | int8_qk | `precision=int8_qk`: half INT8 with the mean of K taken off |
 | **int8** | the default: mean of K taken off, V per channel, P as u8 per row and tile of 128 keys |
+| int8, CPU | the same with the codes of P from a grid, on processors with AVX-512 VBMI ([cpu.md](cpu.md)) |
 """
 
 CAUSES = """
@@ -148,7 +150,8 @@ rounding, still counts it: the output shrinks. One dominant key does the same at
 against the maximum of 128 keys, whatever N is, and divides by the sum of what it really multiplied.
 
 What it does not cure: the keys that share a tile with a dominant one still get few steps, which shows while such tiles
-are a large part of all (sink, N = 1024). `int8_qk` keeps P in float16 and is free of this.
+are a large part of all (sink, N = 1024). Those under half a code are rounded away; the CPU's grid takes them for a code
+from 0.34 on, which keeps what they sum to. `int8_qk` keeps P in float16 and is free of this.
 
 Mean weight in units of one code, D = 64:
 """

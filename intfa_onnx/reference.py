@@ -17,8 +17,8 @@ The arithmetic of the INT8 schemes, which the backends follow. All of it is floa
     lse = (m_run + row_offset) * ln(2) + log(l)             log(l / 255) for tile; no row_offset with a softcap
 
 Implementations differ in ``exp2``, ``tanh`` and the order of float sums by some ulp, by which a code may change by one.
-The CPU backend takes the codes of ``tile`` from a table where the processor has the instructions for it
-(docs/cpu.md): they are up to 2 codes off where P is nearly 1, and as here in its tail.
+With ``code_grid`` the codes of ``tile`` are those that the CPU backend looks up, where the processor has an instruction
+for that (docs/cpu.md): log2 of P belongs to a point of a grid, and P to the code of that point.
 
 ``scheme="paper"`` is INT-FlashAttention as published (arXiv 2409.16997): no smoothing, one scale per token of K and per
 head of V; ``smooth_k`` and ``k_granularity`` have no effect on it. With ``int8_qk`` it is the paper's half INT8.
@@ -54,6 +54,9 @@ LN2 = np.float32(math.log(2))
 LOWEST = np.finfo(np.float32).min
 # Products of codes are computed as float32 matrix products: exact while every partial sum stays under 2^24.
 MAX_TILE_N = 2**24 // (255 * 127) // 8 * 8
+# The code of P at each point of the CPU's grid (plugin/cpu/code_grid.h).
+GRID_CODES = np.rint(255 * np.exp2(10 * (np.sqrt(np.arange(256) / 255) - 1))).clip(1).astype(np.float32)
+GRID_CODES[0] = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def attention(
     k_granularity: str = "auto",
     smooth_k: bool | int = True,
     tile_n: int = DEFAULT_TILE_N,
+    code_grid: bool = False,
     output_dtype: Any = None,
 ) -> AttentionResult:
     """Compute ``IntFlashAttention``; see the module's text for the arithmetic and ``op_schema`` for the contract.
@@ -142,6 +146,7 @@ def attention(
         k_granularity: "token" or "group"; "auto" is "token" here.
         smooth_k: subtract the mean of K before it is quantized.
         tile_n: keys per tile, part of the numerics; a multiple of 8.
+        code_grid: codes of P by the CPU's grid instead of rounding; for precision "int8" of scheme "tile".
         output_dtype: numpy type of ``y``; None for that of ``q``. Required for int8.
     Raises:
         UnsupportedError: shapes or attributes that contradict each other or the contract.
@@ -199,7 +204,7 @@ def attention(
         if precision == "float":
             y, lse = _exact(problem)
         else:
-            y, lse = _int8(problem, precision, scheme, k_granularity, bool(smooth_k), tile_n)
+            y, lse = _int8(problem, precision, scheme, k_granularity, bool(smooth_k), tile_n, code_grid)
     if not k_finite.all() or not finite_v.all():
         _mark_attended(y, lse, attended, problem.heads(~k_finite), problem.heads(~finite_v))
     bad_rows = ~q_finite & attended.any(axis=-1)
@@ -233,7 +238,7 @@ def _exact(p: _Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _int8(
-    p: _Problem, precision: str, scheme: str, k_granularity: str, smooth_k: bool, tile_n: int
+    p: _Problem, precision: str, scheme: str, k_granularity: str, smooth_k: bool, tile_n: int, code_grid: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return y and lse in float32 by one of the INT8 schemes; see the module's text."""
     half_pv, tiled = precision == "int8_qk", scheme == "tile" and precision == "int8"
@@ -269,7 +274,7 @@ def _int8(
         new_max = np.maximum(row_max, tile_max)
         x = x - _finite_max(tile_max if tiled else new_max)[..., None]
         if tiled:
-            codes = summed = tile_codes(x)
+            codes = summed = _grid_codes(x) if code_grid else np.rint(top * np.exp2(x))
         else:
             exponential = np.exp2(x)
             codes = _round_to_float16(exponential) if half_pv else np.rint(top * exponential)
@@ -288,9 +293,10 @@ def _int8(
     return y, lse
 
 
-def tile_codes(x: np.ndarray) -> np.ndarray:
-    """Return the codes of P = 2^x under scheme tile: rint(255 * 2^x), float32."""
-    return np.rint(np.float32(255) * np.exp2(x))
+def _grid_codes(x: np.ndarray) -> np.ndarray:
+    """Return the codes of P = 2^x: of point ``rint(255 (1 + x / 10)^2)``, at least 1 but before the grid begins."""
+    position = np.fmax(1 + x / np.float32(10), 0)
+    return GRID_CODES[np.rint(255 * position**2).astype(int)]
 
 
 def _query_codes(p: _Problem) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from cases import AttentionCase, typed_inputs
-from truth import TILE, TILE_GRID, Scheme
 
 from intfa_onnx import native
 from intfa_onnx.c_abi import Codes, Problem, Tensors
@@ -24,6 +23,7 @@ def library() -> ctypes.CDLL:
     """Load the library that the package uses."""
     lib = ctypes.CDLL(str(native.get_library_path("ort")))
     lib.intfa_version.restype = ctypes.c_char_p
+    lib.intfa_cpu_instruction_set.restype = ctypes.c_char_p
     lib.intfa_exp2_cpu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     lib.intfa_tile_codes_cpu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return lib
@@ -37,14 +37,9 @@ def tile_codes(x: np.ndarray) -> np.ndarray:
     return codes.astype(np.float32)
 
 
-@cache
-def cpu_tile() -> Scheme:
-    """Return what of scheme tile enters the bound of its error on this processor.
-
-    Where it looks up bytes among 256, the codes come from the table of plugin/cpu/code_grid.h.
-    """
-    x = np.linspace(-1, 0, 1001, dtype=np.float32)
-    return TILE_GRID if (np.abs(tile_codes(x) - 255 * np.exp2(x)) > 1).any() else TILE
+def has_code_grid() -> bool:
+    """Whether the instruction set in use looks bytes up among 256: the codes of P are then those of a grid."""
+    return library().intfa_cpu_instruction_set() in (b"avx512vnni", b"amx")
 
 
 @dataclass
