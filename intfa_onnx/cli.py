@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ app.add_typer(bench_app, name="bench")
 out = Console(markup=False, emoji=False)
 err = Console(stderr=True)
 
+_INTERRUPTED = 130  # what newer versions of typer make of KeyboardInterrupt, and say nothing
+
 Precision = Literal["int8", "int8_qk"]
 Scheme = Literal["tile", "paper"]
 Target = Literal["ort", "trt", "ort-trt-ep"]
@@ -53,10 +56,13 @@ Json = Annotated[
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a check failed, 2 an error."""
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:  # the process is ours: whoever ends it finds nothing half-written, as after ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(app(arguments, prog_name="intfa-onnx", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="intfa-onnx", standalone_mode=False) or 0)
+        return _fail("interrupted", False) if code == _INTERRUPTED else code
     except IntfaError as error:
         return _fail(str(error), "--debug" in arguments)
     except KeyboardInterrupt:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,39 @@ def test_no_space_for_the_output(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         answer = run_script("inspect", str(model), "--json", stdout=full)
     assert (answer.returncode, answer.stderr) == (2, "intfa-onnx: output: No space left on device\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_interrupted_while_it_copies_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """By the user, and by `timeout` or a container's end: weights half copied may be large."""
+    script = """
+        import shutil, sys, time
+
+        def copy(source, target):
+            open(target, "wb").write(b"half")
+            print("copying", flush=True)
+            time.sleep(60)
+
+        shutil.copyfile = copy
+        from intfa_onnx.cli import main
+
+        sys.argv = ["intfa-onnx", "rewrite", "model.onnx", "-o", "target/out.onnx"]
+        sys.exit(main())
+    """
+    model = attention_model()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(16, np.float32), "weight"))
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (tmp_path / "target").mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "copying\n"
+        process.send_signal(number)
+        assert process.stderr.read() == "intfa-onnx: interrupted\n"
+        assert process.wait() == 2
+    assert list((tmp_path / "target").iterdir()) == []
 
 
 def test_a_path_that_the_output_cannot_spell(tmp_path: Path) -> None:
