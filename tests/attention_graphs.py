@@ -157,6 +157,13 @@ VARIANTS = {
         + TAIL,
         MASK,
     ),
+    "floor under minus infinity": (
+        KT
+        + "inf = Constant <value = float {-inf}> ()\n low = Constant <value = float {-3.4028235e38}> ()\n"
+        + "b = Where (M, zero, inf)\n s = MatMul (Q, Kt)\n t = Add (s, b)\n X = Max (t, low)\n"
+        + TAIL,
+        BOOL,
+    ),
     "softcap": (
         KT + "s = MatMul (Q, Kt)\n t = Div (s, scale)\n u = Tanh (t)\n X = Mul (u, scale)\n" + TAIL,
         "",

@@ -246,11 +246,17 @@ def test_float32_softmax_in_a_half_model():
         "t = Add (s, N)\n X = Where (M, t, low)",
         "t = Where (M, s, low)\n X = Add (t, R)",
         "t = Where (M, s, low)\n X = Max (t, low)",
+        "inf32 = Constant <value = float {-inf}> ()\n inf = Cast <to = 10> (inf32)\n none = Cast <to = 10> (zero)\n"
+        "b = Where (M, none, inf)\n t = Add (s, b)\n X = Max (t, low)",
         "t = Where (M, s, low)\n u = Cast <to = 1> (t)\n X = Add (u, F)",
         "t = Add (s, N)\n u = Cast <to = 1> (t)\n X = Add (u, F)",
+        "t = Add (s, N)\n u = Cast <to = 1> (t)\n X = Where (M, u, low32)",
         "t = Cast <to = 1> (s)\n u = Add (t, F)\n v = Cast <to = 10> (u)\n X = Where (M, v, low)",
     ],
-    ids=["where", "factor", "bias before", "of the row", "floor", "to float32", "biases of two types", "to float16"],
+    ids=[
+        *("where", "factor", "bias before", "row", "floor", "floor of -inf"),
+        *("to float32", "biases", "where32", "to float16"),
+    ],
 )
 @pytest.mark.parametrize("lowest", [-65504, -10000])
 def test_rows_without_a_key_in_half_precision(mask: str, lowest: float) -> None:
