@@ -71,6 +71,15 @@ NEGATIVES = {
         ", float[B, 2, S, T] P",
         "output of the graph",
     ),
+    "overwritten above an earlier mask": (
+        KT
+        + "far = Constant <value = float {-3e38}> ()\n low = Constant <value = float {-1e9}> ()\n s = MatMul (Q, Kt)\n"
+        + "b = Where (C, zero, far)\n t = Add (s, b)\n X = Where (M, t, low)\n"
+        + TAIL,
+        BOOL + ", bool[S, T] C",
+        "",
+        "overwrites scores with -1e+09, others have -3e+38",
+    ),
     "masked scores scaled up": (
         KT
         + "low = Constant <value = float {-1e4}> ()\n s = MatMul (Q, Kt)\n t = Where (M, s, low)\n"

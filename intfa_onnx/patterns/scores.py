@@ -52,6 +52,7 @@ class Scores:
     wide: bool = False  # the mask is of float32, the scores may not be
     times: ir.Value | None = None  # of zeros and ones: the scores were multiplied by it, and the addition has to follow
     biases: list[ir.Value] = field(default_factory=list)  # what was added
+    least: float = 0.0  # the least finite number of a mask among them, where one is visible
     quantized: list[ir.Node] = field(default_factory=list)  # each QuantizeLinear, which a DequantizeLinear undoes
     zeroed: list[Zeroed] = field(default_factory=list)  # masks that are applied to P as well, still to be met
     shifted: bool = False  # the maximum of each row was subtracted
@@ -222,6 +223,7 @@ def _read_factor(view: View, meaning: Scores, node: ir.Node, other: ir.Value) ->
         if meaning.mask is not None:
             factor_of_mask = _of_mask_type(meaning, other)
             meaning.mask = Call(node.op_type, (meaning.mask, factor_of_mask))
+        meaning.least = min(0.0, meaning.least * factor)
         if meaning.overwritten is not None:
             meaning.overwritten *= factor
         return
@@ -274,7 +276,9 @@ def _read_bias(view: View, meaning: Scores, node: ir.Node, other: ir.Value) -> N
     bias = _of_mask_type(meaning, bias)
     meaning.mask = bias if meaning.mask is None else Call("Add", (meaning.mask, bias))
     # Whether a run-time mask holds -inf cannot be known; finfo.min, the usual case of an Add, is finite.
-    meaning.may_exclude = meaning.may_exclude or _makes_minus_inf(view, other)
+    numbers = _visible_numbers(view, other) * (-1 if node.op_type == "Sub" else 1)
+    meaning.may_exclude = meaning.may_exclude or bool(np.isneginf(numbers).any())
+    meaning.least = min(meaning.least, float(numbers[np.isfinite(numbers)].min(initial=0)))
 
 
 def _read_where(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
@@ -332,8 +336,10 @@ def _overwrite(view: View, meaning: Scores, node: ir.Node, condition: Operand, v
     dtype = float_dtype(view.dtype(node.outputs[0]))
     excluded = bool(np.isneginf(value))
     if not excluded:
-        if meaning.overwritten not in (None, value):
-            raise NoMatch(f"'{node_name(node)}' overwrites scores with {value:g}, others have {meaning.overwritten:g}")
+        # In a row without a key the greatest of all such numbers decides which keys it averages.
+        before = meaning.least if meaning.least < min(value, _MASKED) else meaning.overwritten
+        if before not in (None, value):
+            raise NoMatch(f"'{node_name(node)}' overwrites scores with {value:g}, others have {before:g}")
         meaning.overwritten = value
         # A finite value is the same for all keys of a fully masked row, which makes it uniform. finfo.min keeps that;
         # float16's does not, for the operator adds in float32, where it swallows no score.
@@ -366,9 +372,9 @@ def _read_floor(view: View, meaning: Scores, node: ir.Node, index: int) -> None:
         meaning.may_exclude = False
 
 
-def _makes_minus_inf(view: View, value: ir.Value) -> bool:
-    """Whether a mask is visibly made with -inf: ``Where(c, 0, -inf)`` or a small constant."""
+def _visible_numbers(view: View, value: ir.Value) -> np.ndarray:
+    """Return the numbers that a mask is visibly made with: those of ``Where(c, 0, -inf)``, or of a small constant."""
     node = value.producer()
     operands = [value] if node is None or node.op_type != "Where" else list(node.inputs[1:])
-    constants = [view.constant(o) for o in operands]
-    return any(c is not None and np.issubdtype(c.dtype, np.floating) and bool(np.isneginf(c).any()) for c in constants)
+    constants = [c for o in operands if (c := view.constant(o)) is not None and np.issubdtype(c.dtype, np.floating)]
+    return np.concatenate([c.astype(np.float64).reshape(-1) for c in constants]) if constants else np.zeros(0)
