@@ -42,17 +42,17 @@ python models/zoo && python benchmarks/coverage.py
 
 Where torch is a build for the CPU alone, torchvision, which timm requires, has to be one too.
 
-An attention counts as verified if it was replaced and the model still computes, in ONNX Runtime, what it did before:
-in float (`rewrite --portable`) on the exported sizes, on other sizes, with padding on the right, on the left, with
-holes and with fully masked rows; and with the INT8 operator within {bound:.0%} relative L2 over the whole model. In
-float both the model's outputs and the value of every single attention, where it stands in the original, are compared,
-so that a miss and a false fusion cannot hide each other. Only models that run as exported can be verified, {singles} of
-them with a batch of one (ONNX Runtime's RotaryEmbedding of opset 23 takes no tables shared by a batch). Where ONNX
-Runtime itself departs from ONNX's reference evaluator (its `Attention` of opset 23 gives 0 where a row's whole mask is
-the least float), the reference decides: {differs} models. Peers are told the model type, the heads and the hidden size
-where they ask; what they fuse counts if the output is unchanged within 0.2%. Those that rewrite ONNX files leave an
-`Attention` operator that the exporter wrote as it is; of OpenVINO it counts what its CPU plugin runs as one node.
-A peer's figure is of the attentions in the models that it was asked about.
+An attention counts as verified if it was replaced and the model still computes, in ONNX Runtime, what it did before: in
+float (`rewrite --portable`) on the exported sizes, on other sizes, with padding on the right, on the left, with holes
+and with fully masked rows; and with the INT8 operator within {bound:.0%} relative L2 over the whole model, root mean
+square over the inputs. In float both the model's outputs and the value of every single attention, where it stands in
+the original, are compared, so that a miss and a false fusion cannot hide each other. Only models that run as exported
+can be verified, {singles} of them with a batch of one (ONNX Runtime's RotaryEmbedding of opset 23 takes no tables
+shared by a batch). Where ONNX Runtime itself departs from ONNX's reference evaluator (its `Attention` of opset 23 gives
+0 where a row's whole mask is the least float), the reference decides: {differs} models. Peers are told the model type,
+the heads and the hidden size where they ask; what they fuse counts if the output is unchanged within 0.2%. Those that
+rewrite ONNX files leave an `Attention` operator that the exporter wrote as it is; of OpenVINO it counts what its CPU
+plugin runs as one node. A peer's figure is of the attentions in the models that it was asked about.
 
 The bound in float is {growth} machine epsilons of float32 (4 of a half type), relative to the largest value. ONNX
 Runtime's own graph optimizations, which reorder the same arithmetic, move these models by up to {noise}, the raise step
