@@ -9,6 +9,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import c_abi
+
 from intfa_onnx import native
 
 # The values of INTFA_MAX_ISA, the least first, and what /proc/cpuinfo shows beside those before where it can be used.
@@ -55,3 +57,13 @@ def load(value: str) -> ctypes.CDLL:
         else:
             os.environ["INTFA_MAX_ISA"] = before
     return library
+
+
+def with_rounded_codes() -> ctypes.CDLL:
+    """Return a copy that rounds P, as the reference and the GPU's kernels do, instead of looking it up on a grid."""
+    return load("avx512") if of_this_machine() else c_abi.library()  # other processors always do
+
+
+def rounding() -> dict[str, str]:
+    """Return the environment of a process that does so."""
+    return os.environ | ({"INTFA_MAX_ISA": "avx512"} if of_this_machine() else {})

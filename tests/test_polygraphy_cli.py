@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import cpu_copies
 import numpy as np
 import onnx
 import pytest
@@ -33,7 +34,8 @@ def polygraphy(*arguments: str | Path) -> str:
     scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     program = shutil.which("polygraphy", path=scripts)
     assert program
-    answer = subprocess.run([sys.executable, program, *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, program, *map(str, arguments)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=cpu_copies.rounding())
     said = " ".join((answer.stdout + answer.stderr).split())
     assert answer.returncode == 0, said[-3000:]
     return said

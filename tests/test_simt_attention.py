@@ -12,6 +12,8 @@ them, with -m slow in all, and random ones with several seeds.
 import dataclasses
 import functools
 
+import c_abi
+import cpu_copies
 import ml_dtypes
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from native.simt.attention import (
 from native.simt.simulator import DEFAULT_MODE, Mode, all_modes
 from truth import HALF, PAPER, TILE, truth_of
 
-from intfa_onnx import native, reference
+from intfa_onnx import reference
 from intfa_onnx.errors import UnsupportedError
 
 TILE_N = 64
@@ -144,11 +146,12 @@ def check_caches(case: AttentionCase, result: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(("case", "arithmetic"), cases())
-def test_host_against_the_cpu_backend(case, arithmetic):
+def test_host_against_the_cpu_backend(case, arithmetic, monkeypatch):
     try:
-        native.get_library_path("ort")
+        library = cpu_copies.with_rounded_codes()
     except UnsupportedError as error:
         pytest.skip(str(error))
+    monkeypatch.setattr(c_abi, "library", lambda: library)
     precision, scheme, _ = ARITHMETICS[arithmetic]
     call = make_call(case, precision=precision, scheme=scheme, tile_n=TILE_N)
     assert call.run() == (OK, "")
