@@ -2,7 +2,7 @@
 // is one that looks bytes up among 256.
 //
 // Point i is x = kGridOctaves * (sqrt(i / 255) - 1), so that x belongs to point rint(255 * (1 + x / kGridOctaves)^2). P
-// is at most 2.2 codes off at x = 0, 1.1 at -2 and 0.6, hardly more than where it is rounded, from -4 down.
+// is at most 2.2 codes off at x = 0, 1.1 at -2 and 0.67, little more than where it is rounded, from -4 down.
 #pragma once
 
 #include <algorithm>
